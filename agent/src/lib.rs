@@ -108,7 +108,7 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
         if ready_bus.is_connected() {
             Ok(())
         } else {
-            Err("no connection to NATS; samples wait in the spool")
+            Err("no connection to NATS; samples wait in the spool".into())
         }
     };
     let waiting_for = "sampling has not started yet";

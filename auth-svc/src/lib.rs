@@ -87,7 +87,7 @@ pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthErr
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), program.shutdown().clone());
     let waiting_for = "waiting for the database, the KV buckets and the NATS subscriptions";
     let connected = bus.clone();
-    let check = move || connected.check_connected();
+    let check = move || connected.check();
     program.start_health(settings.health, waiting_for, check).await?;
 
     let database = settings.store.open_durable(name).await?;

@@ -67,7 +67,7 @@ def _without_libvirt() -> list:
 def _environment() -> dict:
     """Returns the environment variables with the paths of programs that tests start. Variables already set take precedence."""
     environment = servers()
-    tools.install_system(tools.FILTER_NEEDS)
+    tools.install_system([*tools.FILTER_NEEDS, *tools.CLOCK_NEEDS])
     if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
     add_guest(environment)

@@ -61,7 +61,7 @@ BUILD_NEEDS = [
     Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
 ]
 CLOCK_NEEDS = [
-    Need("libfaketime", "libfaketime, with which a benchmark makes the clock of a program fast", _fake_time),
+    Need("libfaketime", "libfaketime, with which tests and benchmarks change the clock of a program", _fake_time),
 ]
 FILTER_NEEDS = [
     Need("nftables", "nft, with which a test limits a guest's traffic", lambda: _admin_program("nft")),

@@ -102,11 +102,11 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         move || {
             let current = sessions.is_current();
             gauge!("vmwatch_session_table_current").set(if current { 1.0 } else { 0.0 });
-            bus.check_connected()?;
+            bus.check()?;
             if current {
                 Ok(())
             } else {
-                Err("waiting for the KV buckets of sessions and users")
+                Err("waiting for the KV buckets of sessions and users".into())
             }
         }
     };

@@ -74,11 +74,11 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let waiting_for = "waiting for the KV buckets of operations, VMs and labels, the audit stream and the bus subscriptions";
     let (connected, reached) = (bus.clone(), Arc::clone(&fleet));
     let check = move || {
-        connected.check_connected()?;
+        connected.check()?;
         if reached.reachable() {
             Ok(())
         } else {
-            Err("no hypervisor answers")
+            Err("no hypervisor answers".into())
         }
     };
     program.start_health(settings.health, waiting_for, check).await?;

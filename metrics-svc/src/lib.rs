@@ -76,7 +76,7 @@ pub async fn run(settings: MetricsSettings, program: Program) -> Result<(), Metr
     clock::watch(&bus, SAMPLE_STREAM, program.shutdown().clone());
     let waiting_for = "waiting for the database, the stream of samples and the bus subscriptions";
     let connected = bus.clone();
-    let check = move || connected.check_connected();
+    let check = move || connected.check();
     program.start_health(settings.health, waiting_for, check).await?;
 
     let store = RowStore::open(&settings.store, &settings.rows).await?;

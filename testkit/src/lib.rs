@@ -53,7 +53,7 @@ pub use stack::{
     ADMIN, GUEST, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
     THIS_MACHINE,
 };
-pub use tools::{nats_server, nginx, node_and_chromium, schemathesis};
+pub use tools::{fake_time_library, nats_server, nginx, node_and_chromium, schemathesis};
 
 /// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so only
 /// a real fault exceeds it.

@@ -143,3 +143,10 @@ fn cache() -> PathBuf {
         .or_else(|| named("HOME").map(|home| home.join(".cache/vmwatch")))
         .expect("HOME, XDG_CACHE_HOME or VMWATCH_CACHE must be set")
 }
+
+/// The library that changes a program's clock, from Debian's package `libfaketime`; `None` if it is not installed.
+pub fn fake_time_library() -> Option<PathBuf> {
+    let folder = format!("/usr/lib/{}-linux-gnu", env::consts::ARCH);
+    let library = Path::new(&folder).join("faketime/libfaketime.so.1");
+    library.is_file().then_some(library)
+}

@@ -16,6 +16,7 @@ mod audit;
 mod bad_input;
 mod blocks;
 mod bus;
+mod clocks;
 mod compaction;
 mod dependencies;
 mod documents;

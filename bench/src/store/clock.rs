@@ -1,19 +1,15 @@
 //! A clock for metrics-svc that is faster than the machine's, so that hours pass in minutes.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use testkit::{Program, StackBuilder};
+use testkit::{Program, StackBuilder, fake_time_library};
 use tokio::task::JoinHandle;
 
-/// The library that changes a program's clock, from Debian's package `libfaketime`.
-const LIBRARY: &str = "faketime/libfaketime.so.1";
-/// The folders in which Debian installs libraries.
-const FOLDERS: &str = "/usr/lib";
 /// Interval at which the clock is set. The program reads its new value within a second.
 const STEP: Duration = Duration::from_millis(500);
 
@@ -41,7 +37,7 @@ impl Drop for FastClock {
 impl FastClock {
     /// Starts a clock. `None` if the library is not installed.
     pub(super) fn start(folder: &Path, speed: u32, start: SystemTime) -> anyhow::Result<Option<Self>> {
-        if library().is_none() {
+        if fake_time_library().is_none() {
             return Ok(None);
         }
         let face = Arc::new(Face {
@@ -66,7 +62,7 @@ impl FastClock {
 
     /// The settings with which metrics-svc uses the clock.
     pub(super) fn used_by(&self, stack: StackBuilder) -> StackBuilder {
-        let library = library().unwrap_or_default();
+        let library = fake_time_library().unwrap_or_default();
         let settings = [
             ("LD_PRELOAD", library.display().to_string()),
             ("FAKETIME_TIMESTAMP_FILE", self.face.file.display().to_string()),
@@ -94,10 +90,4 @@ impl Face {
         fs::write(&next, format!("-{}\n", behind.as_secs()))?;
         fs::rename(next, &self.file)
     }
-}
-
-fn library() -> Option<PathBuf> {
-    let name = format!("{}-linux-gnu", env::consts::ARCH);
-    let library = Path::new(FOLDERS).join(name).join(LIBRARY);
-    library.is_file().then_some(library)
 }

@@ -2,9 +2,13 @@
 //! times: if clocks differ by more than the shortest time limit, either every request counts as late, or requests run
 //! after their caller has given up.
 
-use std::time::Duration;
+use std::{
+    borrow::Cow,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use metrics::gauge;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -23,6 +27,37 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Clock differences from this value on are logged. The value is a tenth of five seconds, the shortest time limit of a
 /// request.
 const NOTABLE_SECONDS: f64 = 0.5;
+/// From this clock difference on, a program is not ready. It is the shortest time limit of a request.
+const MAX_MILLIS: i64 = 5000;
+/// Interval between measurements while the program is not ready because of its clock.
+const WRONG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// By how much the local clock is ahead of the NATS server's, in milliseconds; 0 until it is measured.
+#[derive(Debug, Default)]
+pub(super) struct ClockDifference(AtomicI64);
+
+impl ClockDifference {
+    fn set(&self, seconds: f64) {
+        let millis = SignedDuration::try_from_secs_f64(seconds).map_or(i64::MAX, |ahead| {
+            i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX)
+        });
+        self.0.store(millis, Ordering::Relaxed);
+    }
+
+    /// Fails if the clock is so wrong that requests fail or run after their callers have given up.
+    pub(super) fn check(&self) -> Result<(), Cow<'static, str>> {
+        let millis = self.0.load(Ordering::Relaxed);
+        if millis.abs() < MAX_MILLIS {
+            return Ok(());
+        }
+        let (whole, tenths) = (millis.abs() / 1000, millis.abs() % 1000 / 100);
+        let direction = if millis > 0 { "ahead of" } else { "behind" };
+        Err(format!(
+            "the clock of this machine is {whole}.{tenths} s {direction} the clock of NATS; synchronize both by NTP"
+        )
+        .into())
+    }
+}
 
 /// The timestamp that JetStream includes in its answers.
 #[derive(Deserialize)]
@@ -38,13 +73,18 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
         loop {
             let pause = if let Some(seconds) = skew_seconds(&bus, &request).await {
                 gauge!("vmwatch_clock_skew_seconds").set(seconds);
+                bus.clock.set(seconds);
                 if seconds.abs() >= NOTABLE_SECONDS {
                     warn!(
                         seconds,
                         "the clock of this machine differs from the clock of NATS"
                     );
                 }
-                INTERVAL
+                if bus.clock.check().is_ok() {
+                    INTERVAL
+                } else {
+                    WRONG_INTERVAL
+                }
             } else {
                 debug!("failed to compare the clock of this machine with the clock of NATS; retrying");
                 RETRY
@@ -71,6 +111,20 @@ fn ahead(asked: Timestamp, took: Duration, there: Timestamp) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn program_with_wrong_clock_is_not_ready() {
+        let clock = ClockDifference::default();
+        for seconds in [0.0, 4.999, -4.999] {
+            clock.set(seconds);
+            assert_eq!(clock.check(), Ok(()), "{seconds}");
+        }
+        for (seconds, expected) in [(5.0, "5.0 s ahead of"), (-3600.25, "3600.2 s behind")] {
+            clock.set(seconds);
+            let reason = clock.check().unwrap_err();
+            assert!(reason.contains(expected), "{reason}");
+        }
+    }
 
     #[test]
     fn clock_difference_is_corrected_by_half_of_the_round_trip() {

@@ -29,6 +29,7 @@ pub mod users;
 pub mod vms;
 
 use std::{
+    borrow::Cow,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -46,7 +47,7 @@ pub use self::settings::{
 };
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
-use self::{replies::Replies, settings::Login};
+use self::{clock::ClockDifference, replies::Replies, settings::Login};
 
 /// Connecting to NATS or using the connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,7 @@ pub struct Bus {
     jetstream: async_nats::jetstream::Context,
     reconnections: watch::Receiver<()>,
     outages: watch::Receiver<()>,
+    clock: Arc<ClockDifference>,
 }
 
 impl Bus {
@@ -130,6 +132,7 @@ impl Bus {
             jetstream,
             reconnections,
             outages,
+            clock: Arc::default(),
         })
     }
 
@@ -155,12 +158,13 @@ impl Bus {
         self.client.connection_state() == State::Connected
     }
 
-    /// Fails if NATS is unreachable. The error states this as the reason why the program is not ready.
-    pub fn check_connected(&self) -> Result<(), &'static str> {
+    /// Fails if NATS is unreachable, or if the clock of this machine is so wrong that requests fail. The error states this as
+    /// the reason why the program is not ready.
+    pub fn check(&self) -> Result<(), Cow<'static, str>> {
         if self.is_connected() {
-            Ok(())
+            self.clock.check()
         } else {
-            Err("no connection to NATS")
+            Err("no connection to NATS".into())
         }
     }
 

@@ -3,6 +3,7 @@
 //! on an address that only the platform can reach.
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
@@ -54,7 +55,7 @@ pub fn read(env: &Environment, default: &'static str) -> Result<SocketAddr, Inva
 }
 
 /// A function that reports whether the program is ready; the error says what the program waits for.
-pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
+pub type Readiness = Arc<dyn Fn() -> Result<(), Cow<'static, str>> + Send + Sync>;
 
 /// Serves health checks and metrics in the background until shutdown.
 pub async fn start(
@@ -164,9 +165,9 @@ impl Probes {
         }
     }
 
-    fn readiness(&self) -> Result<(), &'static str> {
+    fn readiness(&self) -> Result<(), Cow<'static, str>> {
         if self.shutdown.is_cancelled() {
-            Err("stopping")
+            Err("stopping".into())
         } else {
             (self.ready)()
         }
@@ -234,7 +235,7 @@ mod tests {
                 ready
                     .load(std::sync::atomic::Ordering::Relaxed)
                     .then_some(())
-                    .ok_or("the bus is unreachable")
+                    .ok_or("the bus is unreachable".into())
             })
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();

@@ -1,6 +1,7 @@
 //! Runs a program: sets up telemetry, signals, the health listener and readiness.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     sync::{
         Arc,
@@ -74,7 +75,7 @@ impl Program {
         &self,
         address: SocketAddr,
         waiting_for: &'static str,
-        check: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static,
+        check: impl Fn() -> Result<(), Cow<'static, str>> + Send + Sync + 'static,
     ) -> std::io::Result<()> {
         let serving = Arc::clone(&self.serving);
         let ready = move || {
@@ -82,7 +83,7 @@ impl Program {
             if serving.load(Ordering::Relaxed) {
                 Ok(())
             } else {
-                Err(waiting_for)
+                Err(waiting_for.into())
             }
         };
         health::start(
