@@ -1,6 +1,6 @@
 //! Runs each browser test with its own set of running programs.
 
-use std::{cell::Cell, os::unix::fs::symlink, process::Stdio, time::Duration};
+use std::{cell::Cell, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
 
 use testkit::{
     ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, eventually, no_requests,
@@ -29,9 +29,11 @@ pub(super) fn with_agent() -> StackBuilder {
 
 #[tokio::test]
 async fn browser_shows_the_busiest_process_now_and_in_history() {
-    let stack = with_agent().start().await;
+    let stack = with_agent().set(Program::Agent, "VMWATCH_AGENT_SHORT_LIVED_ROWS", "20");
+    let stack = stack.start().await;
     let folder = tempfile::tempdir().unwrap();
     let mut burning: Option<Child> = None;
+    let mut storming = Vec::new();
     run_in_browser(
         &stack,
         "culprit",
@@ -44,6 +46,12 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
                     let mut child = burning.take().expect("the process was started before");
                     child.kill().await.expect("the process can be killed");
                 }
+                "storm" => {
+                    let name = "storm-e2e";
+                    storming = storm(&folder.path().join(name));
+                    return name.to_owned();
+                }
+                "calm" => storming.clear(),
                 "hide" => {
                     publish_hostile_table(&stack, "hidden", unix_millis()).await;
                     return "hidden".to_owned();
@@ -77,6 +85,21 @@ fn burner(name: std::path::PathBuf) -> Child {
         .kill_on_drop(true)
         .spawn()
         .unwrap()
+}
+
+/// Starts shells that start processes under this name, which end at once.
+fn storm(name: &Path) -> Vec<Child> {
+    symlink("/bin/sh", name).unwrap();
+    let script = format!("while :; do {} -c :; done", name.display());
+    let shell = || {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        shell.spawn().unwrap()
+    };
+    (0..8).map(|_| shell()).collect()
 }
 
 #[tokio::test]
