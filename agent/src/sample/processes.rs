@@ -444,7 +444,8 @@ impl ProcessSampler {
         if let Some(boot) = stat.boot {
             self.clock.set_boot(boot);
         }
-        let pids = process_ids(&self.roots.proc)?;
+        let mut pids = process_ids(&self.roots.proc)?;
+        self.reaped.sort(&mut pids);
         self.owners.refresh();
         self.passes += 1;
         self.counted = HashMap::with_capacity(pids.len());

@@ -4,6 +4,8 @@
 //! When a process is reaped, the kernel adds all of its own and its children's CPU time to its parent's children's times.
 //! The part that earlier passes read from the process itself is subtracted, so that only the time since the previous pass
 //! remains. A pass is not a moment: if a parent was read before it reaped a child, its time grows only in the next pass.
+//! The converse must not happen: if a child was read before its parent reaped it, its time would be counted with both. A
+//! pass therefore reads parents first ([`Reaped::sort`]).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -48,6 +50,19 @@ impl Reaped {
     /// The times of a process in the previous pass.
     pub(super) fn previous(&self, pid: u32) -> Option<Counted> {
         self.previous.as_ref()?.get(&pid).copied()
+    }
+
+    /// Sorts pids into an order in which parents precede their children: that of their starts, as far as the previous pass
+    /// knows these. The order of pids is not such an order, because the kernel reuses low pids. Processes that reap orphans
+    /// are ancestors too.
+    pub(super) fn sort(&self, pids: &mut [u32]) {
+        pids.sort_by_key(|pid| {
+            (
+                self.previous(*pid)
+                    .map_or(u64::MAX, |process| process.start_ticks),
+                *pid,
+            )
+        });
     }
 
     /// Takes the times of a pass. Returns the CPU time in ticks of the processes that ended since the previous pass, by
@@ -220,6 +235,18 @@ mod tests {
         let by_init = pass([(1, 0, 503, 0), (7, 0, 102, 1)]);
         let total: u64 = after([before, by_init])[0].iter().map(|(_, ticks)| ticks).sum();
         assert_eq!(total, 5);
+    }
+
+    #[test]
+    fn parents_are_read_before_their_children() {
+        // The kernel gave a low pid to the child of 900.
+        let mut before = pass([(1, 0, 0, 0), (7, 0, 0, 900), (900, 0, 0, 1)]);
+        before.get_mut(&7).unwrap().start_ticks = 1000;
+        let mut reaped = Reaped::default();
+        reaped.advance(before);
+        let mut pids = [1, 3, 7, 900, 950];
+        reaped.sort(&mut pids);
+        assert_eq!(pids, [1, 900, 7, 3, 950]);
     }
 
     #[test]
