@@ -150,7 +150,7 @@ impl Labels {
         // Labels that cannot be decoded count as none, so that they can be replaced.
         let labels = serde_json::from_slice(&entry.value).unwrap_or_else(|error| {
             counter!("vmwatch_broken_records_total", "bucket" => LABELS_BUCKET).increment(1);
-            warn!(%error, vm = %id, "the labels of a VM could not be decoded");
+            warn!(%error, instance_id = %id, "the labels of a VM could not be decoded");
             VmLabels::default()
         });
         Ok((labels, entry.revision))

@@ -208,7 +208,7 @@ impl Run {
         let sending = format!("sending to {}: {}", hypervisor.name, describe_action(action));
         self.leased.record.note(OperationState::Running, sending);
         self.leased.write_with_retry(self.operation().deadline_ms).await?;
-        info!(operation = %self.operation().id, instance = %id, hypervisor = hypervisor.name, %verb, "sending action to hypervisor");
+        info!(operation = %self.operation().id, instance_id = %id, hypervisor = hypervisor.name, %verb, "sending action to hypervisor");
         let fence = self.leased.fence();
         let sent = self.leased.during(hypervisor.send(&id, action, &fence)).await?;
         if let Err(DriverError::NotBegun(why)) = sent {
@@ -381,7 +381,7 @@ impl Run {
             .record(Duration::from_millis(took).as_secs_f64());
         info!(
             operation = %operation.id,
-            instance = %operation.instance_id,
+            instance_id = %operation.instance_id,
             hypervisor = operation.hypervisor,
             user = operation.user,
             verb,

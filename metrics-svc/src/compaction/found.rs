@@ -272,7 +272,7 @@ impl Source {
     pub(super) fn note_unreadable(&self, group: &Group, error: BlockError) {
         counter!("vmwatch_compaction_blocks_unreadable_total").increment(1);
         warn!(
-            instance = group.of.instance, kind = group.kind.name(), block = ?self.id, %error,
+            instance_id = group.of.instance, kind = group.kind.name(), block = ?self.id, %error,
             "a block of stored rows is unreadable; compaction leaves it as it is"
         );
     }

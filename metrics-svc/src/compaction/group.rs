@@ -196,7 +196,7 @@ impl Compaction {
         let started = Instant::now();
         let Some(merged) = merge.insert(self).await? else {
             debug!(
-                instance = merge.group.of.instance,
+                instance_id = merge.group.of.instance,
                 generation = merge.generation,
                 "another replica has merged this hour"
             );
@@ -268,7 +268,7 @@ impl Compaction {
         let unconfirmed = doc! { "_id": { "$in": &ids }, "unconfirmed": true };
         let deleted = self.store.blocks().delete_many(unconfirmed).await?;
         info!(
-            instance = group.of.instance,
+            instance_id = group.of.instance,
             kind = group.kind.name(),
             hour = group.of.hour_text(),
             blocks = deleted.deleted_count,
@@ -314,7 +314,7 @@ fn note_merged(merge: &Merge, merged: Merged, started: Instant) {
         histogram!("vmwatch_compaction_delay_seconds").record(since_end as f64 / 1e6);
     }
     debug!(
-        instance = merge.group.of.instance,
+        instance_id = merge.group.of.instance,
         kind,
         hour = merge.group.of.hour_text(),
         generation = merge.generation,

@@ -215,7 +215,7 @@ impl Compaction {
                 Err(error @ MetricsError::Store(_)) => return Err(error),
                 Err(error) => {
                     warn!(
-                        instance = entry.of.instance,
+                        instance_id = entry.of.instance,
                         kind = kind.name(),
                         hour = entry.of.hour_text(),
                         cause = error.cause(),

@@ -39,7 +39,7 @@ pub(super) fn decode(
         Err(error) => {
             counter!("vmwatch_blocks_unreadable_total", "reason" => unreadable_reason(error)).increment(1);
             warn!(
-                instance = %query.instance, block = ?stored.id, %error,
+                instance_id = %query.instance, block = ?stored.id, %error,
                 "a block of stored rows is unreadable; its rows are missing in answers"
             );
             Decoded::Rows(Vec::new())

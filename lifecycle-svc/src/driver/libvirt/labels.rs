@@ -61,7 +61,9 @@ impl LabelReads {
             last.insert(*uuid, now);
             match domain.get_xml_desc(0) {
                 Ok(xml) => drop(found.insert(*uuid, labels_of(&xml))),
-                Err(error) => debug!(vm = %uuid, %error, "reading the labels of a VM failed; retrying later"),
+                Err(error) => {
+                    debug!(instance_id = %uuid, %error, "reading the labels of a VM failed; retrying later");
+                }
             }
         }
         found
