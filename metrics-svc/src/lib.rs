@@ -32,6 +32,7 @@ mod row_retention;
 pub mod store;
 pub mod streams;
 mod time_buckets;
+mod unqueued;
 mod vm_row;
 mod vms;
 
@@ -143,6 +144,17 @@ async fn serve(
     let work = [
         tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
         tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
+        tokio::spawn(removal::follow(
+            Arc::clone(store),
+            Arc::clone(&history),
+            settings.rollups.interval,
+            shutdown.clone(),
+        )),
+        tokio::spawn(unqueued::follow(
+            Arc::clone(store),
+            Arc::clone(&history),
+            shutdown.clone(),
+        )),
         tokio::spawn(gauges::follow(
             Arc::clone(store),
             settings.silent_after,

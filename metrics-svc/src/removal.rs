@@ -3,12 +3,18 @@
 //! Documents are deleted in batches, and the entry in the list of VMs last. If the deletion ends early, at its deadline
 //! or because the service was killed, the VM is still listed, and a repetition of the request continues. Samples that
 //! arrive later create the VM again.
+//!
+//! Background work that has read rows before the removal may write what it computed from them afterwards. A removal is
+//! therefore recorded first, and repeated for this data later ([`leftovers`]).
 
-use std::sync::Arc;
+mod leftovers;
+
+use std::{sync::Arc, time::Duration};
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::Collection;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     InstanceId, Method,
     lifecycle::Target,
@@ -29,6 +35,19 @@ use crate::{
 
 /// Number of documents that are deleted together.
 const BATCH: u32 = 1000;
+
+/// Collection of recorded removals, after the prefix of derived collections.
+const REMOVALS: &str = "removals";
+
+/// Deletes what background work has written of removed VMs, until shutdown.
+pub(crate) async fn follow(
+    rows: Arc<RowStore>,
+    history: Arc<History>,
+    interval: Duration,
+    shutdown: CancellationToken,
+) {
+    leftovers::follow(&rows, &history, interval, &shutdown).await;
+}
 
 /// Deletes the history of VMs.
 pub(crate) struct Removal {
@@ -74,21 +93,35 @@ impl Removal {
     ) -> Result<(), MetricsError> {
         let of_vm = || doc! { "instance_id": id.as_str() };
         let (rows, history) = (&self.rows, &self.history);
+        leftovers::record(rows, id, deadline).await?;
         // Rollups and names are computed from rows that dirty buckets name, so neither is left when they are deleted.
         let parts = [
             (history.dirty_buckets.documents(), of_vm()),
             (rows.blocks(), of_vm()),
             (rows.collection(RowKind::Process), of_vm()),
             (rows.collection(RowKind::Vm), of_vm()),
-            (history.names.documents(), of_vm()),
         ];
-        let rollups = history.rollup_documents(id).into_iter();
-        let entry = (history.instances.documents(), doc! { "_id": id.as_str() });
-        for (documents, filter) in parts.into_iter().chain(rollups).chain([entry]) {
+        for (documents, filter) in parts {
             delete_all(documents, &filter, deadline, records).await?;
         }
-        Ok(())
+        delete_derived(history, id, deadline, records).await
     }
+}
+
+/// Deletes what was computed from the rows of a VM, and the entry in the list of VMs last.
+async fn delete_derived(
+    history: &History,
+    id: &InstanceId,
+    deadline: Deadline,
+    records: &mut u64,
+) -> Result<(), MetricsError> {
+    let names = (history.names.documents(), doc! { "instance_id": id.as_str() });
+    let entry = (history.instances.documents(), doc! { "_id": id.as_str() });
+    let parts = [names].into_iter().chain(history.rollup_documents(id));
+    for (documents, filter) in parts.chain([entry]) {
+        delete_all(documents, &filter, deadline, records).await?;
+    }
+    Ok(())
 }
 
 /// Deletes all documents that match a filter, in batches.

@@ -244,6 +244,35 @@ async fn damage(stack: &Stack, instance: &str) -> Vec<Document> {
     damaged
 }
 
+/// A program that was killed between inserting blocks and queueing their hours leaves blocks that compaction does not know,
+/// and rows that rollups and names lack.
+#[tokio::test]
+async fn blocks_whose_hour_was_never_queued_are_found_at_start() {
+    let stack = stack().start().await;
+    let hour = closed_hour();
+    publish_hour(&stack, "vm-1", hour, 0..10).await;
+    let before = answers(&stack, "vm-1", hour).await;
+    let derived = ["vm_samples_process_names", "vm_samples_5m", "vm_samples_1h"];
+    for collection in ["blocks_hours"].iter().chain(&derived) {
+        let documents = stack.database.handle().collection::<Document>(collection);
+        assert!(
+            documents.delete_many(doc! {}).await.unwrap().deleted_count > 0,
+            "{collection}"
+        );
+    }
+    restart(&stack, 0, OFTEN).await;
+    compacted(&stack, "vm-1", 1..=1, 50).await;
+    queue_is_empty(&stack).await;
+    for collection in derived {
+        let documents = stack.database.handle().collection::<Document>(collection);
+        assert!(
+            documents.count_documents(doc! {}).await.unwrap() > 0,
+            "{collection}"
+        );
+    }
+    assert_eq!(answers(&stack, "vm-1", hour).await, before);
+}
+
 #[tokio::test]
 async fn answers_stay_the_same_when_an_hour_is_compacted() {
     let stack = stack().start().await;

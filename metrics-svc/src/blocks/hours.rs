@@ -140,6 +140,17 @@ impl HourQueue {
         }
     }
 
+    /// Removes the hours that are in the queue from `hours`.
+    pub(crate) async fn retain_unqueued(&self, hours: &mut BTreeSet<VmHour>) -> Result<(), MetricsError> {
+        let keys: Vec<String> = hours.iter().filter_map(VmHour::key).collect();
+        let found = self.entries.find(doc! { "_id": { "$in": keys } }).await?;
+        let entries: Vec<Document> = found.try_collect().await?;
+        for entry in entries.iter().filter_map(QueuedHour::from_document) {
+            hours.remove(&entry.of);
+        }
+        Ok(())
+    }
+
     /// Reads entries of hours that begin in a time range (Unix microseconds), oldest first, after the entry `after`.
     pub(crate) async fn read(
         &self,

@@ -82,18 +82,9 @@ impl History {
         let instances: BTreeSet<InstanceId> =
             found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
         for instance in &instances {
-            let mut report = Report::new(instance.clone());
-            let mut next = self.first_since(instance, i64::MIN).await?;
-            while let Some(at_ms) = next {
-                if shutdown.is_cancelled() {
-                    return Ok(());
-                }
-                let day = self.day_of(instance.clone(), at_ms);
-                self.rebuild_day(&day, &mut report).await?;
-                let end_ms = day.start_ms + width_ms(Resolution::Day);
-                next = self.first_since(instance, micros(end_ms)).await?;
+            if !self.rebuild_vm(instance, shutdown).await? {
+                return Ok(());
             }
-            self.instances.note(&[report]).await?;
             done(instance, instances.len());
         }
         let state = self.rows.beside::<Document>(STATE);
@@ -103,10 +94,31 @@ impl History {
             .upsert(true)
             .await?;
         info!(
-            instances = instances.len(),
+            vms = instances.len(),
             "rollups, newest rows and process names rebuilt"
         );
         Ok(())
+    }
+
+    /// Rebuilds the rollups and names of a VM. Returns `false` if shutdown came before the end.
+    pub(crate) async fn rebuild_vm(
+        &self,
+        instance: &InstanceId,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, MetricsError> {
+        let mut report = Report::new(instance.clone());
+        let mut next = self.first_since(instance, i64::MIN).await?;
+        while let Some(at_ms) = next {
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
+            let day = self.day_of(instance.clone(), at_ms);
+            self.rebuild_day(&day, &mut report).await?;
+            let end_ms = day.start_ms + width_ms(Resolution::Day);
+            next = self.first_since(instance, micros(end_ms)).await?;
+        }
+        self.instances.note(&[report]).await?;
+        Ok(true)
     }
 
     /// Rebuilds the rollups and names of the given days. Calls `done` after each day.

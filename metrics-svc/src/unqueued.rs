@@ -1,0 +1,130 @@
+//! Finds blocks whose hours were never queued for compaction, because a program was killed between the two writes.
+//!
+//! A sample is acknowledged after both, so ingestion repeats them. But `load` may be killed and never repeated, and a sample
+//! may expire in the stream before it is delivered again. Its rows may then be missing in rollups and names too, so these
+//! are rebuilt. Every replica looks at the blocks of level 0 when it starts, and once a day.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bson::{Binary, Bson, DateTime, doc, spec::BinarySubtype};
+use metrics::counter;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    MetricsError,
+    blocks::{AHEAD, HOUR_MICROS, VmHour, hour_of},
+    database::find,
+    documents::micros_of,
+    history::History,
+    store::RowStore,
+};
+
+/// Pause between two looks, and before a look that failed is repeated.
+const INTERVAL: Duration = Duration::from_hours(24);
+const FAILED_PAUSE: Duration = Duration::from_mins(1);
+/// Only hours that ended this long ago are looked at: programs that still run have queued them.
+const MIN_AGE: i64 = HOUR_MICROS;
+/// Number of blocks that are listed together, and the pause after them.
+const PAGE: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Queues the hours that were not, until shutdown.
+pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown: CancellationToken) {
+    loop {
+        let pause = match look(&store, &history, &shutdown).await {
+            Ok(()) => INTERVAL,
+            Err(error) => {
+                warn!(
+                    cause = error.cause(),
+                    "looking for blocks that compaction does not know failed; retrying"
+                );
+                FAILED_PAUSE
+            }
+        };
+        if shutdown.run_until_cancelled(sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Looks at all blocks of level 0 whose hours ended long ago.
+async fn look(store: &RowStore, history: &History, shutdown: &CancellationToken) -> Result<(), MetricsError> {
+    let end = hour_of(micros_of(SystemTime::now()).saturating_sub(MIN_AGE));
+    // Only blocks of level 0 have binary ids, and no id sorts before an empty one.
+    let (subtype, bytes) = (BinarySubtype::Generic, Vec::new());
+    let mut after = Bson::Binary(Binary { subtype, bytes });
+    while !shutdown.is_cancelled() {
+        // Compaction leaves blocks that never expire, and blocks with rows far ahead of their arrival, as they are.
+        let query = store
+            .blocks()
+            .find(doc! {
+                "_id": { "$gt": &after },
+                "hour": { "$lt": DateTime::from_millis(end.div_euclid(1000)) },
+                "expires": { "$exists": true },
+                AHEAD: { "$exists": false },
+            })
+            .projection(doc! { "instance_id": 1, "hour": 1 })
+            .sort(doc! { "_id": 1 })
+            .limit(PAGE.into())
+            .batch_size(PAGE);
+        let mut cursor = find(store.blocks(), query).await?;
+        let (mut count, mut hours) = (0, BTreeSet::new());
+        while cursor.advance().await? {
+            let block = cursor.current();
+            count += 1;
+            after = block
+                .get("_id")?
+                .map(Bson::try_from)
+                .transpose()?
+                .unwrap_or(after);
+            hours.insert(VmHour {
+                hour: block
+                    .get_datetime("hour")?
+                    .timestamp_millis()
+                    .saturating_mul(1000),
+                instance: block.get_str("instance_id")?.to_owned(),
+            });
+        }
+        store.hours.retain_unqueued(&mut hours).await?;
+        if !hours.is_empty() {
+            queue(store, history, &hours).await?;
+        }
+        if count < PAGE {
+            break;
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Rebuilds rollups and names of the hours' days, and queues the hours last, so that they are found again after a kill.
+async fn queue(store: &RowStore, history: &History, hours: &BTreeSet<VmHour>) -> Result<(), MetricsError> {
+    let days = hours.iter().filter_map(|of| {
+        let at_ms = u64::try_from(of.hour.div_euclid(1000)).ok()?;
+        Some(history.day_of(of.instance.parse().ok()?, at_ms))
+    });
+    for day in days.collect::<BTreeSet<_>>() {
+        let instance = day.instance.clone();
+        match history.rebuild_days(&BTreeSet::from([day]), || {}).await {
+            Ok(()) => {}
+            Err(error @ MetricsError::Store(_)) => return Err(error),
+            Err(error) => warn!(
+                instance_id = %instance, cause = error.cause(),
+                "rebuilding the rollups and process names of a day failed; `vmwatch-metrics rebuild` repeats it"
+            ),
+        }
+    }
+    store.hours.note_hours(hours).await?;
+    counter!("vmwatch_compaction_hours_found_total").increment(hours.len() as u64);
+    info!(
+        hours = hours.len(),
+        "queued hours of VMs whose blocks compaction did not know"
+    );
+    Ok(())
+}
