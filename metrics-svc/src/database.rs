@@ -1,7 +1,7 @@
 //! Helpers for database commands that all modules use.
 
 use bson::{Document, doc};
-use mongodb::Collection;
+use mongodb::{Collection, error::ErrorKind};
 use tracing::Instrument;
 use vmwatch_store::{WRITE_TIMEOUT, command_span};
 
@@ -9,6 +9,9 @@ use crate::MetricsError;
 
 /// Maximum number of statements per database command, far below MongoDB's limits of 100,000 statements and 48 MB.
 const MAX_STATEMENTS: usize = 1000;
+
+/// MongoDB error code for a query that took longer than its `maxTimeMS`.
+const TIME_LIMIT_EXCEEDED: i32 = 50;
 
 /// Executes update statements in any order and waits until a majority of the database servers has acknowledged them.
 /// The driver's `update_one` would cost a round trip per statement, and its `bulk_write` requires MongoDB 8.
@@ -44,5 +47,11 @@ pub(crate) async fn find<C: Send + Sync, T>(
     query: impl IntoFuture<Output = mongodb::error::Result<T>>,
 ) -> Result<T, MetricsError> {
     let span = command_span("find", collection.name());
-    Ok(query.into_future().instrument(span).await?)
+    let found = query.into_future().instrument(span).await;
+    found.map_err(|error| match *error.kind {
+        ErrorKind::Command(ref refusal) if refusal.code == TIME_LIMIT_EXCEEDED => {
+            MetricsError::DeadlinePassed
+        }
+        _ => error.into(),
+    })
 }

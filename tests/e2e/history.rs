@@ -18,8 +18,8 @@ use vmwatch_api::{
 
 use crate::{
     history_support::{
-        DAY, HOUR, MINUTE, Random, SECOND, call, call_in, followed, marks, publish, recent_bucket, sample,
-        stack, stored,
+        DAY, HOUR, MINUTE, Random, SECOND, call, call_in, dirty_buckets, followed, publish, recent_bucket,
+        sample, stack, stored,
     },
     rows::{blocks, store_vms, stored_vms, vm_row},
 };
@@ -192,7 +192,7 @@ async fn rollups_are_complete_if_metrics_svc_is_killed_before_it_computes_them()
     }
     stored(&stack).await;
     assert!(
-        marks(&stack).await > 0,
+        dirty_buckets(&stack).await > 0,
         "the rows are stored, and no rollup contains them yet"
     );
     let series = call::<VmHistory>(&stack, &query("vm-1", from_ms - DAY, from_ms + DAY, 600)).await;

@@ -135,12 +135,12 @@ pub(crate) async fn stored(stack: &Stack) {
 }
 
 /// Returns the number of dirty buckets.
-pub(crate) async fn marks(stack: &Stack) -> u64 {
-    let marks = stack
+pub(crate) async fn dirty_buckets(stack: &Stack) -> u64 {
+    let buckets = stack
         .database
         .handle()
         .collection::<Document>("vm_samples_dirty_buckets");
-    marks.count_documents(doc! {}).await.unwrap()
+    buckets.count_documents(doc! {}).await.unwrap()
 }
 
 /// Waits until every sample is stored and contained in the rollups.
@@ -149,9 +149,9 @@ pub(crate) async fn followed(stack: &Stack) {
     eventually(
         "all dirty buckets are rolled up",
         PATIENCE,
-        async || match marks(stack).await {
+        async || match dirty_buckets(stack).await {
             0 => Ok(()),
-            marks => Err(format!("{marks} buckets are dirty")),
+            buckets => Err(format!("{buckets} buckets are dirty")),
         },
     )
     .await;

@@ -18,14 +18,15 @@ use vmwatch_bus::Context;
 
 use crate::{
     history_support::{
-        DAY, HOUR, MINUTE, SECOND, call, call_in, followed, marks, process, publish, sample, stack, stored,
+        DAY, HOUR, MINUTE, SECOND, call, call_in, dirty_buckets, followed, process, publish, sample, stack,
+        stored,
     },
     rows::{blocks, process_row, store_processes},
 };
 
 const WEEK: u64 = 7 * DAY;
 
-fn exact(name: &str) -> ProcessSearchQuery {
+pub(crate) fn exact(name: &str) -> ProcessSearchQuery {
     search(name, ProcessMatch::Exact, unix_millis() - WEEK, unix_millis())
 }
 
@@ -33,19 +34,19 @@ fn prefix(name: &str) -> ProcessSearchQuery {
     search(name, ProcessMatch::Prefix, unix_millis() - WEEK, unix_millis())
 }
 
-fn search(name: &str, matching: ProcessMatch, from_ms: u64, to_ms: u64) -> ProcessSearchQuery {
+pub(crate) fn search(name: &str, matching: ProcessMatch, from_ms: u64, to_ms: u64) -> ProcessSearchQuery {
     let range = TimeRange::new(from_ms, to_ms).unwrap();
     let mut query = ProcessSearchQuery::new(ProcessName::new(name).unwrap(), matching, range).unwrap();
     query.limit = Limit::new(100).unwrap();
     query
 }
 
-fn ids(page: &ProcessSearchPage) -> Vec<&str> {
+pub(crate) fn ids(page: &ProcessSearchPage) -> Vec<&str> {
     page.vms.iter().map(|vm| vm.instance_id.as_str()).collect()
 }
 
 /// A sample with processes that have these names.
-fn running(instance: &str, at_ms: u64, names: &[&str]) -> Sample {
+pub(crate) fn running(instance: &str, at_ms: u64, names: &[&str]) -> Sample {
     let mut sample = sample(instance, at_ms, "+00:00", 20.0);
     let names = (1..).zip(names);
     sample.processes = names
@@ -54,7 +55,7 @@ fn running(instance: &str, at_ms: u64, names: &[&str]) -> Sample {
     sample
 }
 
-async fn names_of(stack: &Stack, instance: &str) -> Vec<Document> {
+pub(crate) async fn names_of(stack: &Stack, instance: &str) -> Vec<Document> {
     use futures::TryStreamExt;
     let names = stack
         .database
@@ -65,7 +66,7 @@ async fn names_of(stack: &Stack, instance: &str) -> Vec<Document> {
 }
 
 /// All pages of a search, each with at most `limit` VMs.
-async fn all_pages(stack: &Stack, query: &ProcessSearchQuery, limit: u64) -> Vec<VmThatRan> {
+pub(crate) async fn all_pages(stack: &Stack, query: &ProcessSearchQuery, limit: u64) -> Vec<VmThatRan> {
     let mut query = query.clone();
     query.limit = Limit::new(limit).unwrap();
     let mut vms = Vec::new();
@@ -253,7 +254,7 @@ async fn search_finds_the_vms_that_ran_a_process() {
     );
 }
 
-async fn remove(stack: &Stack, instance: &str) {
+pub(crate) async fn remove(stack: &Stack, instance: &str) {
     let principal = Principal {
         user: "admin".to_owned(),
         role: Role::Admin,
@@ -397,7 +398,7 @@ async fn rows_without_names_are_found_and_search_says_up_to_when_it_is_complete(
     let old = running("vm-1", before - 30 * HOUR, &["backup"]);
     publish(&stack, &old).await;
     stored(&stack).await;
-    assert_eq!(marks(&stack).await, 1);
+    assert_eq!(dirty_buckets(&stack).await, 1);
     assert_eq!(
         by_name(&stack, "vm-1", "backup", 10).await,
         [old.create_date.as_str()]
@@ -470,7 +471,7 @@ fn statistics(names: usize, hour: u32) -> Binary {
 }
 
 /// Stores what is known of VMs with these process names on some days up to today.
-async fn seed(stack: &Stack, vms: u32, days: u64, names: impl Fn(u32) -> Vec<String>) {
+pub(crate) async fn seed(stack: &Stack, vms: u32, days: u64, names: impl Fn(u32) -> Vec<String>) {
     let collection = stack
         .database
         .handle()

@@ -1,6 +1,9 @@
 //! `vmwatch-metrics backfill-dates` sets the internal date of rows that the software of 2017 wrote without one.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use bson::{Bson, DateTime, doc, oid::ObjectId};
 use futures::TryStreamExt;
@@ -10,15 +13,18 @@ use vmwatch_blocks::{Block, Limits, MAX_ROWS};
 
 use crate::{
     MetricsError,
-    blocks::StoredBlock,
+    blocks::{StoredBlock, VmHour},
     config::RetentionSettings,
     database::update,
+    deadline::Deadline,
     documents::SAMPLED_AT,
     history::History,
     reads::MAX_DECODED,
     store::{RowKind, RowStore},
 };
 
+/// Time limit for the names of one VM and day.
+const NAMES_LIMIT: Duration = Duration::from_mins(5);
 /// Number of rows that one database command changes.
 const BATCH: i64 = 5000;
 
@@ -38,6 +44,21 @@ pub(super) async fn run(
     if dry_run {
         return Ok(());
     }
+    // Names expire with the last of their rows.
+    let progress = ProgressBar::new_spinner().with_message("days whose process names get an expiry");
+    let mut after = String::new();
+    loop {
+        let days = history.names.without_expiry(&after).await?;
+        let Some((last, ..)) = days.last() else { break };
+        after.clone_from(last);
+        for (_, instance, day_ms) in days {
+            history
+                .redate_names(&instance, day_ms, Deadline::after(NAMES_LIMIT))
+                .await?;
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
     // Retention also removes VMs from the list of VMs, by the date of their newest row, so the list needs dates too.
     history.instances.backfill_dates().await
 }
@@ -91,7 +112,8 @@ async fn one_collection(
     Ok(())
 }
 
-/// Sets when blocks of undated rows expire: as soon as the retention of their newest row has passed.
+/// Sets when blocks of undated rows expire: as soon as the retention of their newest row has passed. Queues their hours,
+/// because compaction merges only blocks that expire.
 async fn blocks(
     store: &RowStore,
     history: &History,
@@ -116,7 +138,7 @@ async fn blocks(
         .projection(doc! { "instance_id": 1, "from": 1, "to": 1, "data": 1 })
         .batch_size(32)
         .await?;
-    let mut statements = Vec::new();
+    let (mut statements, mut hours) = (Vec::new(), BTreeSet::new());
     while cursor.advance().await? {
         let document = cursor.current();
         let instance = document
@@ -125,10 +147,17 @@ async fn blocks(
             .and_then(|id| id.parse().ok());
         let last = StoredBlock::from_document(document)
             .zip(instance)
-            .and_then(|(block, instance)| Some((last_internal_second(block.data, &instance)?, instance)));
+            .and_then(|(block, instance)| {
+                let second = last_internal_second(block.data, &instance)?;
+                Some((second, block.hour(), instance))
+            });
         match last {
             None => unreadable += 1,
-            Some((second, instance)) => {
+            Some((second, hour, instance)) => {
+                hours.insert(VmHour {
+                    hour,
+                    instance: instance.to_string(),
+                });
                 let keep = history.retention.of(kind, &instance);
                 let keep = i64::try_from(keep.as_secs()).unwrap_or(i64::MAX);
                 let expires = DateTime::from_millis(second.saturating_add(keep).saturating_mul(1000));
@@ -141,10 +170,12 @@ async fn blocks(
         }
         if statements.len() >= 1000 {
             update(blocks, &std::mem::take(&mut statements)).await?;
+            store.hours.note_hours(&std::mem::take(&mut hours)).await?;
         }
         progress.inc(1);
     }
     update(blocks, &statements).await?;
+    store.hours.note_hours(&hours).await?;
     progress.finish();
     if unreadable > 0 {
         println!(

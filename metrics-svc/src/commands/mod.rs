@@ -63,9 +63,10 @@ pub enum OperatorCommand {
         /// Change nothing; only print how many rows would be moved.
         #[arg(long)]
         dry_run: bool,
-        /// Time between writing rows into blocks and deleting them from the flat collections; longer than any read takes.
-        #[arg(long, default_value = "60s")]
-        delete_after: Span,
+        /// Time between writing rows into blocks and deleting them from the flat collections. It must be longer than any
+        /// read takes. The default is `VMWATCH_COMPACTION_DELETE_AFTER`, by which reads are limited.
+        #[arg(long)]
+        delete_after: Option<Span>,
     },
     /// Print how much space the stored rows take, by kind and by VM, and which blocks cannot be read. Changes nothing.
     Usage {
@@ -150,7 +151,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
         } => {
             let options = compact_flat::Options {
                 dry_run,
-                delete_after: delete_after.0,
+                delete_after: delete_after.map_or(settings.compaction.delete_after, |span| span.0),
             };
             let compact = async |store: &RowStore, history: &History| {
                 if !dry_run {
@@ -223,7 +224,7 @@ async fn with_rows(
     }
     let retention = Arc::new(RowRetention::new(settings, vms));
     let history = History::new(&store, retention, settings.rollups);
-    let done = work(&store, &history).await;
+    let done = Box::pin(work(&store, &history)).await;
     following.cancel();
     store.close().await;
     done

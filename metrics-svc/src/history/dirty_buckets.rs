@@ -31,8 +31,8 @@ use crate::{
 
 /// Number of dirty buckets that are processed together; the rows of all their time buckets are in memory meanwhile.
 pub(crate) const CHUNK: usize = 250;
-/// Age after which an entry is dropped even if some of its rows never appeared, because the database refused the rows
-/// or they expired.
+/// Age after which an entry is dropped even if some of its rows were not found, because the database refused the rows or
+/// they expired.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(1);
 /// If a guest's clock is ahead, the parts of one sample have different effective dates. They arrive within this time.
 const PARTS_MILLIS: i64 = 60_000;
@@ -55,12 +55,12 @@ pub(crate) struct DirtyBucket {
     /// Ids of the VM rows that the rollup must contain.
     pub(crate) rows: Vec<ObjectId>,
     /// Process rows that the names must contain.
-    pub(crate) processes: Option<ProcessMark>,
+    pub(crate) processes: Option<ProcessRows>,
 }
 
 /// Process rows whose names must be added.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ProcessMark {
+pub(crate) struct ProcessRows {
     /// Their effective dates, Unix microseconds.
     pub(crate) time: Range<i64>,
     /// The id of one row of each part.
@@ -175,14 +175,14 @@ impl DirtyBucket {
         };
         let start = entry.get_datetime("start")?.timestamp_millis();
         let processes = match entry.get("processes")? {
-            Some(RawBsonRef::Document(mark)) => Some(ProcessMark {
-                time: mark.get_datetime("from")?.timestamp_millis().saturating_mul(1000)
-                    ..mark
+            Some(RawBsonRef::Document(rows)) => Some(ProcessRows {
+                time: rows.get_datetime("from")?.timestamp_millis().saturating_mul(1000)
+                    ..rows
                         .get_datetime("to")?
                         .timestamp_millis()
                         .saturating_add(1)
                         .saturating_mul(1000),
-                rows: row_ids(mark)?,
+                rows: row_ids(rows)?,
             }),
             _ => None,
         };

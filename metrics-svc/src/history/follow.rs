@@ -29,6 +29,7 @@ use super::{
     History,
     dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
     late::{self, RowTime},
+    names::Named,
     rollups::Bucket,
     sums::Sums,
 };
@@ -255,25 +256,63 @@ struct Chunk {
     left: u32,
 }
 
-/// Returns the ids of dirty-bucket entries that can be removed: rollup and names contain all rows of the entry, or the
-/// entry is too old. `named` has the entries whose process rows the names contain.
-fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>, named: &HashSet<ObjectId>) -> Vec<ObjectId> {
+/// Returns the ids of dirty-bucket entries that can be removed: rollup and names contain all rows of the entry, or some of
+/// its rows have not been found for [`MAX_AGE`]. An entry whose names could not be read or written stays.
+fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>, named: &Named) -> Vec<ObjectId> {
     let now = SystemTime::now();
     let mut done = Vec::new();
     for (bucket, entries) in touched {
         let rolled_up = |row| fresh.get(bucket).is_some_and(|fresh| fresh.rows.contains(row));
         for entry in entries {
-            let counted =
-                entry.rows.iter().all(rolled_up) && (entry.processes.is_none() || named.contains(&entry.id));
-            if !counted && entry.at + MAX_AGE > now {
+            let are_named = entry.processes.is_none() || named.added.contains(&entry.id);
+            let counted = entry.rows.iter().all(rolled_up) && are_named;
+            let are_missing = are_named || named.missing.contains(&entry.id);
+            let is_given_up = are_missing && entry.at + MAX_AGE <= now;
+            if !(counted || is_given_up) {
                 continue;
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "gave up updating a rollup or the process names: some rows that they should contain were never stored, or the update failed for an hour");
+                warn!(instance_id = %bucket.instance, "gave up updating a rollup or the process names: some rows that they should contain do not exist");
             }
             done.push(entry.id);
         }
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::dirty_buckets::ProcessRows;
+
+    #[test]
+    fn entry_is_dropped_only_if_its_rows_do_not_exist() {
+        let bucket = Bucket {
+            instance: "vm-1".parse().unwrap(),
+            start_ms: 0,
+        };
+        let processes = ProcessRows {
+            time: 0..1,
+            rows: vec![ObjectId::new()],
+        };
+        let entry = |age| DirtyBucket {
+            id: ObjectId::new(),
+            bucket: bucket.clone(),
+            at: SystemTime::now() - age,
+            rows: Vec::new(),
+            processes: Some(processes.clone()),
+        };
+        let (recent, old) = (entry(Duration::ZERO), entry(2 * MAX_AGE));
+        let (recent_id, old_id) = (recent.id, old.id);
+        let touched = Touched::from([(bucket.clone(), vec![recent, old])]);
+        let done = |named: &Named| done(&touched, &BTreeMap::new(), named);
+        // Their names were not updated, because that failed or because other VMs came first.
+        let mut named = Named::default();
+        assert_eq!(done(&named), []);
+        named.missing.extend([recent_id, old_id]);
+        assert_eq!(done(&named), [old_id]);
+        named.added.insert(recent_id);
+        assert_eq!(done(&named), [recent_id, old_id]);
+    }
 }

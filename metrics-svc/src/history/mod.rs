@@ -27,6 +27,7 @@ use vmwatch_api::{
 
 use self::{
     dirty_buckets::DirtyBuckets,
+    names::Turns,
     rollups::{Bucket, Rollups},
     sums::Sums,
 };
@@ -49,6 +50,7 @@ pub(crate) struct History {
     pub(crate) names: ProcessNames,
     pub(crate) retention: Arc<RowRetention>,
     offset: UtcOffset,
+    turns: Turns,
 }
 
 impl History {
@@ -61,6 +63,7 @@ impl History {
             names: ProcessNames::new(rows),
             retention,
             offset: rows.offset(),
+            turns: Turns::default(),
             rows: Arc::clone(rows),
         }
     }

@@ -56,6 +56,8 @@ pub(crate) const COLLECTION: &str = "process_names";
 pub(crate) const MAX_NAMES: usize = 4096;
 /// Maximum length of a name, in bytes.
 pub(crate) const MAX_NAME: usize = 256;
+/// Number of documents that are listed together.
+const PAGE: i64 = 1000;
 /// A day in milliseconds.
 pub(crate) const DAY_MILLIS: i64 = 86_400_000;
 
@@ -72,16 +74,21 @@ pub(crate) fn key(instance: &InstanceId, day_ms: i64) -> String {
     format!("{instance} {day}")
 }
 
+/// The beginning of the ids of all documents of the VM to which an id belongs; no id of an earlier VM sorts after it.
+pub(crate) fn start_of_vm(id: &str) -> String {
+    let vm = id.split_once(' ').map_or(id, |(vm, _)| vm);
+    format!("{vm} ")
+}
+
 /// A text that sorts after the ids of all documents of a VM and before those of later VMs: "!" follows the separator.
 pub(crate) fn end_of_vm(instance: &InstanceId) -> String {
     format!("{instance}!")
 }
 
-/// The collection of process names.
+/// The collection of process names. It is always read from the primary, as the dirty buckets are, because these say up to
+/// when the names are complete.
 pub(crate) struct ProcessNames {
     names: Collection<RawDocumentBuf>,
-    /// The collection with the read settings for requests.
-    pub(crate) reading: Collection<RawDocumentBuf>,
 }
 
 /// What is stored of a VM and day, and the generation that a write replaces.
@@ -98,7 +105,6 @@ impl ProcessNames {
     pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             names: rows.beside(COLLECTION),
-            reading: rows.reading_beside(COLLECTION),
         }
     }
 
@@ -127,7 +133,7 @@ impl ProcessNames {
         Ok(())
     }
 
-    /// The collection, for writes and for reads on which later writes depend.
+    /// The collection itself.
     pub(crate) const fn documents(&self) -> &Collection<RawDocumentBuf> {
         &self.names
     }
@@ -177,7 +183,59 @@ impl ProcessNames {
     ) -> Result<bool, MetricsError> {
         let mut names = before.names.clone();
         names.merge(found);
-        if names == before.names {
+        self.replace(instance, day_ms, before, &names).await
+    }
+
+    /// Sets when the names expire to the expiry of `all`, which are the names of all rows of the day. Returns `false` like
+    /// [`ProcessNames::add`].
+    pub(crate) async fn redate(
+        &self,
+        instance: &InstanceId,
+        day_ms: i64,
+        before: &Before,
+        all: &NamesOfDay,
+    ) -> Result<bool, MetricsError> {
+        if !before.is_stored || all.expires == Expires::NoRows {
+            return Ok(true);
+        }
+        let mut names = before.names.clone();
+        names.merge(all);
+        names.expires = all.expires;
+        self.replace(instance, day_ms, before, &names).await
+    }
+
+    /// Reads the VM and day of documents that never expire, in the order of their `_id`s.
+    pub(crate) async fn without_expiry(
+        &self,
+        after: &str,
+    ) -> Result<Vec<(String, InstanceId, i64)>, MetricsError> {
+        let mut cursor = self
+            .names
+            .find(doc! { "_id": { "$gt": after }, "expires": { "$exists": false } })
+            .projection(doc! { "instance_id": 1, "day": 1 })
+            .sort(doc! { "_id": 1 })
+            .limit(PAGE)
+            .await?;
+        let mut found = Vec::new();
+        while cursor.advance().await? {
+            let document = cursor.current();
+            let instance = document.get_str("instance_id")?.parse();
+            let instance = instance
+                .map_err(|_| MetricsError::Refused("process names have an invalid VM id".to_owned()))?;
+            let day_ms = document.get_datetime("day")?.timestamp_millis();
+            found.push((document.get_str("_id")?.to_owned(), instance, day_ms));
+        }
+        Ok(found)
+    }
+
+    async fn replace(
+        &self,
+        instance: &InstanceId,
+        day_ms: i64,
+        before: &Before,
+        names: &NamesOfDay,
+    ) -> Result<bool, MetricsError> {
+        if *names == before.names {
             return Ok(true);
         }
         let mut fields = names.fields(day_ms);

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A page ends early if half of the request's time is over or if it may not decode more rows; the next page continues
-//! with the VM at which it ended.
+//! with the VM at which it ended. If that is the first VM of a page, the page lists it as not searched.
 
 mod days;
 mod page;
@@ -37,21 +37,24 @@ pub(super) struct Search {
     /// Whole hours, Unix microseconds.
     pub(super) time: Range<i64>,
     pub(super) deadline: Deadline,
+    /// After this time no further VM is added to the page.
+    pub(super) ends_at: Instant,
 }
 
 impl Search {
-    fn new(query: &ProcessSearchQuery, deadline: Deadline) -> Self {
+    fn new(query: &ProcessSearchQuery, deadline: Deadline) -> Result<Self, MetricsError> {
         let name = query.name().as_str();
         let range = query.range();
         let end = micros(range.to_ms()).saturating_add(HOUR_MICROS - 1);
-        Self {
+        Ok(Self {
             wanted: match query.matching() {
                 ProcessMatch::Exact => NameMatch::exact(name),
                 ProcessMatch::Prefix => NameMatch::prefix(name),
             },
             time: hour_of(micros(range.from_ms()))..hour_of(end),
             deadline,
-        }
+            ends_at: Instant::now() + deadline.left()? / 2,
+        })
     }
 
     /// The first and the last day, Unix milliseconds.
@@ -80,18 +83,17 @@ impl Processes {
         query: &ProcessSearchQuery,
         deadline: Deadline,
     ) -> Result<ProcessSearchPage, MetricsError> {
-        let search = Search::new(query, deadline);
-        let ends_at = Instant::now() + deadline.left()? / 2;
+        let search = Search::new(query, deadline)?;
         let complete_to = coverage::complete_to(&self.rows, deadline).await?;
         let mut days = Days::select(self, &search, scope, query.after.as_ref()).await?;
-        let mut page = Page::new(self, &search, usize::from(query.limit.get()), ends_at);
+        let mut page = Page::new(self, &search, usize::from(query.limit.get()));
         while let Some(document) = days.next(&search).await? {
             if page.add(document).await? {
                 return Ok(page.finish(complete_to));
             }
         }
         if !page.end_vm().await? && days.is_cut {
-            page.end_here();
+            page.end_after(days.passed.take());
         }
         Ok(page.finish(complete_to))
     }

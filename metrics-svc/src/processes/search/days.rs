@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
 use mongodb::Cursor;
+use tokio::time::Instant;
 use vmwatch_api::{InstanceId, Scope};
 
 use super::Search;
@@ -23,7 +24,7 @@ const CHUNK: usize = 500;
 /// Number of documents that are read together in order. A database that sorts them in memory sorts only these.
 const TOGETHER: i64 = 1000;
 /// If a search in a limited scope has more days, the documents of each VM are read on their own.
-const MAX_DAYS: i64 = 31;
+const MAX_DAYS: usize = 31;
 /// Number of documents that the database returns together. A full document has up to a megabyte.
 const BATCH: u32 = 100;
 
@@ -35,6 +36,11 @@ pub(super) struct Days<'a> {
     cursor: Option<Cursor<RawDocumentBuf>>,
     /// Number of documents of the cursor that were read in order; `None` if they are read by their ids.
     in_order: Option<i64>,
+    /// The VMs of a limited scope whose documents are still to be read, in order.
+    vms: VecDeque<InstanceId>,
+    /// The last of the VMs of a limited scope whose documents are being read, and the last one whose documents were read.
+    reading: Option<InstanceId>,
+    pub(super) passed: Option<InstanceId>,
     /// Whether there are further documents, for the next page.
     pub(super) is_cut: bool,
 }
@@ -47,37 +53,42 @@ impl<'a> Days<'a> {
         after: Option<&InstanceId>,
     ) -> Result<Self, MetricsError> {
         let names = &processes.names;
-        let mut is_cut = false;
-        let filters = match scope {
+        let mut days = Self {
+            names,
+            filters: VecDeque::new(),
+            cursor: None,
+            in_order: None,
+            vms: VecDeque::new(),
+            reading: None,
+            passed: None,
+            is_cut: false,
+        };
+        match scope {
             Scope::All => match ids(names, search).await? {
                 Some(mut ids) => {
                     let after = after.map(names::end_of_vm).unwrap_or_default();
                     let mut full = full(names, search, &after).await?;
                     if full.len() > MAX_FULL
-                        && let Some(end) = full.pop_last()
+                        && let Some(end) = full.last().map(|end| names::start_of_vm(end))
                     {
-                        is_cut = true;
+                        // All documents of a VM must be on the same page. A search has fewer days than `MAX_FULL`.
+                        days.is_cut = true;
+                        full.split_off(&end);
                         ids.split_off(&end);
                     }
                     ids.append(&mut full);
-                    of_ids(ids.split_off(&after))
+                    days.filters = of_ids(ids.split_off(&after)).into();
                 }
-                None => vec![in_order(search, after)],
+                None => days.filters = [in_order(search, after)].into(),
             },
             Scope::Only(instances) => {
                 let later = |instance: &&InstanceId| after.is_none_or(|after| *instance > after);
                 let instances: BTreeSet<_> = instances.iter().filter(later).collect();
-                of_instances(search, &instances)
+                days.vms = instances.into_iter().cloned().collect();
             }
-            Scope::Unknown => Vec::new(),
-        };
-        Ok(Self {
-            names,
-            filters: filters.into(),
-            cursor: None,
-            in_order: None,
-            is_cut,
-        })
+            Scope::Unknown => {}
+        }
+        Ok(days)
     }
 
     /// The next document.
@@ -92,13 +103,15 @@ impl<'a> Days<'a> {
                     break;
                 }
                 self.cursor = None;
+                self.passed = self.reading.take().or(self.passed.take());
             }
-            let Some(filter) = self.filters.pop_front() else {
+            let next = self.filters.pop_front().or_else(|| self.next_vms(search));
+            let Some(filter) = next else {
                 return Ok(None);
             };
             let by_id = filter.contains_key("_id");
             self.in_order = (!by_id).then_some(0);
-            let documents = &self.names.reading;
+            let documents = self.names.documents();
             let query = documents
                 .find(filter)
                 .batch_size(BATCH)
@@ -111,6 +124,33 @@ impl<'a> Days<'a> {
             self.cursor = Some(find(documents, query).await?);
         }
         Ok(self.cursor.as_ref().map(Cursor::current))
+    }
+
+    /// A filter for the documents of the next VMs of a limited scope. The page ends here if its time is over, so that it
+    /// makes progress even if none of the VMs has documents.
+    fn next_vms(&mut self, search: &Search) -> Option<Document> {
+        if self.vms.is_empty() {
+            return None;
+        }
+        if self.passed.is_some() && Instant::now() >= search.ends_at {
+            self.is_cut = true;
+            return None;
+        }
+        let (first, last) = search.days();
+        let days = usize::try_from((last - first) / DAY_MILLIS + 1).unwrap_or(usize::MAX);
+        let count = if days > MAX_DAYS { 1 } else { CHUNK / days };
+        let vms: Vec<InstanceId> = self.vms.drain(..count.min(self.vms.len())).collect();
+        self.reading = vms.last().cloned();
+        if let [vm] = vms.as_slice() {
+            let days = doc! { "$gte": names::key(vm, first), "$lte": names::key(vm, last) };
+            return Some(doc! { "_id": days });
+        }
+        let keys = vms.iter().flat_map(|vm| {
+            let days = (0_i64..).map(|day| first + day * DAY_MILLIS);
+            days.take_while(|day_ms| *day_ms <= last)
+                .map(|day_ms| names::key(vm, day_ms))
+        });
+        Some(doc! { "_id": { "$in": keys.collect::<Vec<_>>() } })
     }
 }
 
@@ -142,27 +182,6 @@ fn in_order_after(search: &Search, document: &RawDocument) -> Result<[Document; 
     ])
 }
 
-fn of_instances(search: &Search, instances: &BTreeSet<&InstanceId>) -> Vec<Document> {
-    let (first, last) = search.days();
-    if (last - first) / DAY_MILLIS >= MAX_DAYS {
-        let bounds =
-            |instance| doc! { "$gte": names::key(instance, first), "$lte": names::key(instance, last) };
-        return instances
-            .iter()
-            .map(|instance| doc! { "_id": bounds(instance) })
-            .collect();
-    }
-    let mut ids = BTreeSet::new();
-    for instance in instances {
-        let mut day_ms = first;
-        while day_ms <= last {
-            ids.insert(names::key(instance, day_ms));
-            day_ms += DAY_MILLIS;
-        }
-    }
-    of_ids(ids)
-}
-
 /// The ids of the documents that have one of the names; `None` if there are many.
 async fn ids(names: &ProcessNames, search: &Search) -> Result<Option<BTreeSet<String>>, MetricsError> {
     let mut ids = BTreeSet::new();
@@ -191,7 +210,7 @@ async fn read_ids(
     sort: Option<Document>,
     search: &Search,
 ) -> Result<Vec<String>, MetricsError> {
-    let documents = &names.reading;
+    let documents = names.documents();
     let query = documents
         .find(filter)
         .projection(doc! { "_id": 1 })

@@ -25,9 +25,9 @@ const COLUMNS: [&str; 4] = ["cmd", "cpu_util", "mem", "processes"];
 pub(super) struct Page<'a> {
     processes: &'a Processes,
     search: &'a Search,
-    /// After this time no further VM is added.
-    ends_at: Instant,
     budget: Budget,
+    /// Whether no rows were read yet. The first rows may exceed the budget, so that one large hour can be searched.
+    may_exceed: bool,
     vm: Option<Vm>,
     /// The last VM that was searched.
     last: Option<InstanceId>,
@@ -58,12 +58,12 @@ struct Ran {
 }
 
 impl<'a> Page<'a> {
-    pub(super) fn new(processes: &'a Processes, search: &'a Search, most: usize, ends_at: Instant) -> Self {
+    pub(super) fn new(processes: &'a Processes, search: &'a Search, most: usize) -> Self {
         Self {
             processes,
             search,
-            ends_at,
             budget: Budget::of_request(&processes.rows),
+            may_exceed: true,
             vm: None,
             last: None,
             room: PageRoom::new(most),
@@ -72,8 +72,14 @@ impl<'a> Page<'a> {
     }
 
     /// Ends the page after the last VM that was searched.
-    pub(super) fn end_here(&mut self) {
+    fn end_here(&mut self) {
         self.answer.next = self.last.clone();
+    }
+
+    /// Ends the page after the last VM that was searched, or after `passed` if that is later. No process of the VMs in
+    /// between is known.
+    pub(super) fn end_after(&mut self, passed: Option<InstanceId>) {
+        self.answer.next = self.last.clone().max(passed);
     }
 
     /// Adds the document of a VM and day; they must be sorted. Returns `true` if the page ends before this VM.
@@ -86,7 +92,7 @@ impl<'a> Page<'a> {
                 return Ok(true);
             }
             let searched = self.last.is_some();
-            if searched && (self.room.items() == 0 || Instant::now() >= self.ends_at) {
+            if searched && (self.room.items() == 0 || self.is_over()) {
                 self.end_here();
                 return Ok(true);
             }
@@ -108,6 +114,10 @@ impl<'a> Page<'a> {
         Ok(false)
     }
 
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.search.ends_at
+    }
+
     /// Ends the search of a VM. Returns `true` if the page ends before it, because it may not decode more rows.
     pub(super) async fn end_vm(&mut self) -> Result<bool, MetricsError> {
         let Some(mut vm) = self.vm.take() else {
@@ -121,7 +131,7 @@ impl<'a> Page<'a> {
                 self.end_here();
                 return Ok(true);
             }
-            // A page that begins with this VM may decode as much as any.
+            // A page that begins with this VM has as much time and memory as any.
             self.answer.unsearched.push(vm.instance.clone());
             break;
         }
@@ -136,26 +146,39 @@ impl<'a> Page<'a> {
         Ok(false)
     }
 
-    /// Reads the rows of a day whose names are not all known. Returns `false` if there are too many.
+    /// Reads the rows of a day whose names are not all known. Returns `false` if there are too many for this page.
     async fn read_rows(&mut self, vm: &mut Vm, day_ms: i64) -> Result<bool, MetricsError> {
+        if self.is_over() {
+            return Ok(false);
+        }
+        let time_left = self.search.ends_at.saturating_duration_since(Instant::now());
+        let deadline = self.search.deadline.at_most(time_left);
         let known = BTreeMap::new();
         let mut names = Collector::new(day_ms, &known);
         let query = Query {
             time: self.search.part_of_day(day_ms),
             ..Query::new(RowKind::Process, &vm.instance, &COLUMNS)
                 .oldest_first()
+                .durable()
                 .only(Only::Names(self.search.wanted.clone()))
         };
         let budget = std::mem::replace(&mut self.budget, Budget::of_background_part(0));
-        let mut scan = Scan::open(&self.processes.rows, query, budget, self.search.deadline).await?;
+        let mut scan = match Scan::open(&self.processes.rows, query, budget, deadline).await {
+            Err(MetricsError::DeadlinePassed) => return Ok(false),
+            scan => scan?,
+        };
+        scan.least_hours = usize::from(std::mem::take(&mut self.may_exceed));
         let is_complete = loop {
-            match scan
+            let step = scan
                 .hour(|row| names.add_stored(row.effective, &row.create_date, &row.document))
-                .await?
-            {
-                Step::Hour(_) => names.end_samples(),
-                Step::OverBudget(_) => break false,
-                Step::End => break true,
+                .await;
+            match step {
+                Ok(Step::Hour(_)) => names.end_samples(),
+                Ok(Step::End) => break true,
+                Ok(Step::OverBudget(_)) | Err(MetricsError::DeadlinePassed | MetricsError::TooMuch) => {
+                    break false;
+                }
+                Err(error) => return Err(error),
             }
         };
         self.budget = scan.budget;
