@@ -40,6 +40,19 @@ def check() -> None:
         raise Problem(f"Rust {needed} or newer is required, but the installed version is {installed}", "Run: rustup update stable")
 
 
+def add_target(target: str) -> None:
+    """Adds Rust's standard library for another target if it is missing."""
+    query = ["rustc", "--print", "target-libdir", "--target", target]
+    folder = subprocess.run(query, capture_output=True, text=True, cwd=layout.ROOT).stdout.strip()
+    if folder and Path(folder).exists():
+        return
+    if not shutil.which("rustup"):
+        raise Problem(f"Rust's standard library for {target} is missing", "Install it from the same source as your Rust toolchain.")
+    with Step(f"adding {target} to the Rust toolchain") as step:
+        processes.run(step, ["rustup", "target", "add", target], layout.LOGS / "rustup.log", cwd=layout.ROOT)
+        step.done()
+
+
 def _numbers(version: str):
     return [int(part) for part in version.split(".")]
 

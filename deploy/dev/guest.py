@@ -19,7 +19,9 @@ from .terminal import Problem, Step
 # Kernel modules with the drivers for the devices in deploy/guest/domain.xml. Their dependencies are found
 # automatically.
 MODULES = ["virtio_pci", "virtio_net", "virtio_blk", "virtio_balloon", "virtio-rng", "button", "evdev"]
-TARGET = f"{platform.machine()}-unknown-linux-gnu"
+# With musl, a static program resolves host names itself. With glibc it loads the libraries that /etc/nsswitch.conf names,
+# and crashes if they belong to another version of glibc.
+TARGET = f"{platform.machine()}-unknown-linux-musl"
 PROFILE = "guest"
 # Debian's metapackage, which depends on the package of the newest kernel version.
 KERNEL = "linux-image-cloud-amd64"
@@ -33,6 +35,7 @@ NEEDS = [
     tools.Need("libvirt-clients", "virsh", lambda: shutil.which("virsh") is not None),
     tools.Need("qemu-system-x86", "QEMU for x86", lambda: shutil.which("qemu-system-x86_64") is not None),
 ]
+MUSL = tools.Need("musl-tools", "a C compiler for musl, for the static agent", lambda: shutil.which("musl-gcc") is not None)
 
 
 def image() -> Path:
@@ -100,10 +103,11 @@ def _kernel_package() -> str:
 def static_agent() -> Path:
     """Builds a statically linked agent and returns its path."""
     command = ["cargo", "build", "-p", "agent", "--profile", PROFILE, "--target", TARGET, "--target-dir", objects()]
-    environment = {**cargo.environment(), "RUSTFLAGS": "-C target-feature=+crt-static"}
+    tools.install_system([MUSL])
+    cargo.add_target(TARGET)
     with Step("building a static agent") as step:
         log = layout.LOGS / "static-agent.log"
-        processes.run(step, command, log, cargo.progress, env=environment, cwd=layout.ROOT)
+        processes.run(step, command, log, cargo.progress, env=cargo.environment(), cwd=layout.ROOT)
         step.done()
     return objects() / TARGET / PROFILE / "vmwatch-agent"
 
