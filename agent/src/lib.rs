@@ -50,9 +50,9 @@ use crate::{
     status::Status,
 };
 
-/// Maximum number of threads for blocking work: one each for the two samplers, the spool and DNS lookups, and a second
+/// Maximum number of threads for blocking work: one each for the three samplers, the spool and DNS lookups, and a second
 /// one for each of them in case the first hangs.
-pub const BLOCKING_THREADS: usize = 8;
+pub const BLOCKING_THREADS: usize = 10;
 /// Capacity of the queue between the two loops, in samples. The shipping loop stops reading the queue only during a
 /// call to the spool, which takes at most 5 s.
 const QUEUE: usize = 64;

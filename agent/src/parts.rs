@@ -27,8 +27,8 @@ struct Limits {
     rows: usize,
 }
 
-/// Splits a sample into sample parts within the limits of the API contract. The first one contains the VM's row and the
-/// summed rows. Parts are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were
+/// Splits a sample into sample parts within the limits of the API contract. The first one contains the VM's row, the
+/// summed rows and the filesystems. Parts are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were
 /// already sent.
 pub fn split(sample: Sample, encoder: &mut Encoder) -> Result<Vec<Part>, RowError> {
     let limits = Limits {
@@ -63,6 +63,7 @@ fn split_within(mut sample: Sample, encoder: &mut Encoder, limits: Limits) -> Re
         });
         sample.vm = None;
         sample.sums.clear();
+        sample.filesystems.clear();
         sample.part += 1;
     }
     Ok(parts)
@@ -124,6 +125,7 @@ mod tests {
             vm_cpu: None,
             sums: Vec::new(),
             short_lived: None,
+            filesystems: Vec::new(),
             vm: Some(VmSample {
                 cpu_util: Some(0.0),
                 mem: Some(8.6),

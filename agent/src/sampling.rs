@@ -6,17 +6,20 @@ use std::{sync::Arc, time::Duration};
 use metrics::counter;
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
-use vmwatch_api::{InstanceId, metrics::Sample};
+use vmwatch_api::{
+    InstanceId,
+    metrics::{FilesystemSample, Sample},
+};
 
 use crate::{
     blocking_worker::{BlockingWorker, WorkerPanicked},
     config::Intervals,
     dropped,
-    sample::{ProcessReading, ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
+    sample::{FilesystemSampler, ProcessReading, ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
     schedule::Schedule,
     status::Status,
 };
@@ -31,6 +34,7 @@ pub(crate) struct SampleLoop {
     instance_id: InstanceId,
     vm: BlockingWorker<VmSampler, Result<VmReading, SampleError>>,
     processes: BlockingWorker<ProcessSampler, Result<ProcessReading, SampleError>>,
+    filesystems: BlockingWorker<FilesystemSampler, Vec<FilesystemSample>>,
     /// The sample that the process rows belong to if they are read only after the time limit.
     late: Option<Sample>,
     schedule: Schedule,
@@ -51,6 +55,7 @@ impl SampleLoop {
             instance_id,
             vm: BlockingWorker::new(sampler.vm),
             processes: BlockingWorker::new(sampler.processes),
+            filesystems: BlockingWorker::new(sampler.filesystems),
             late: None,
             schedule: Schedule::start(intervals),
             patience: PATIENCE.min(intervals.vm / 2),
@@ -85,8 +90,9 @@ impl SampleLoop {
             return Ok(());
         };
         let memory_bytes = reading.memory_bytes;
-        let mut sample = reading.into_sample(&self.instance_id, ProcessReading::default());
+        let mut sample = reading.into_sample(&self.instance_id, ProcessReading::default(), Vec::new());
         if tick.processes {
+            let filesystems_until = self.start_filesystems().await?;
             if self.processes.start(move |sampler| sampler.read(memory_bytes)) {
                 match timeout(self.patience, self.processes.finished()).await {
                     Ok(read) => self.add_processes(&mut sample, read?),
@@ -95,8 +101,36 @@ impl SampleLoop {
             } else {
                 missed("processes_hang", 1);
             }
+            if let Some(until) = filesystems_until {
+                self.add_filesystems(&mut sample, until).await?;
+            }
         }
         self.send(sample);
+        Ok(())
+    }
+
+    /// Starts to read the filesystems, and returns until when to wait for them; `None` if an earlier reading hangs. Rows
+    /// that an earlier reading found too late are discarded.
+    async fn start_filesystems(&mut self) -> Result<Option<Instant>, WorkerPanicked> {
+        // An earlier reading may have finished in the meantime.
+        if let Ok(late) = timeout(Duration::ZERO, self.filesystems.finished()).await {
+            late?;
+        }
+        // Half of the time is left for reading the list of mounts.
+        let limit = self.patience / 2;
+        if !self.filesystems.start(move |sampler| sampler.read(limit)) {
+            missed("filesystems_hang", 1);
+            return Ok(None);
+        }
+        Ok(Some(Instant::now() + self.patience))
+    }
+
+    /// Adds the filesystems if they are read in time.
+    async fn add_filesystems(&mut self, sample: &mut Sample, until: Instant) -> Result<(), WorkerPanicked> {
+        match timeout_at(until, self.filesystems.finished()).await {
+            Ok(read) => sample.filesystems = read?,
+            Err(_) => missed("filesystems_hang", 1),
+        }
         Ok(())
     }
 

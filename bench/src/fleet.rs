@@ -106,6 +106,7 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
         vm_cpu: None,
         sums: Vec::new(),
         short_lived: None,
+        filesystems: Vec::new(),
         vm: Some(VmSample {
             cpu_util: Some(random.tenths(1000)),
             mem: Some(random.tenths(1000)),

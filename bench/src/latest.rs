@@ -290,7 +290,9 @@ impl Bench {
                     before: None,
                 };
                 let rows = match (question.kind, question.cmd) {
-                    (RowKind::Vm, _) => self.bus.call::<VmLatest>(&context, &latest).await,
+                    (RowKind::Vm | RowKind::Filesystem, _) => {
+                        self.bus.call::<VmLatest>(&context, &latest).await
+                    }
                     (RowKind::Process, None) => self.bus.call::<ProcessLatest>(&context, &latest).await,
                     (RowKind::Process, Some(cmd)) => {
                         let by_name = LatestByName {

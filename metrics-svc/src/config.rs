@@ -48,7 +48,7 @@ const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "time for which samples of VMs are kept, unless VMWATCH_RETENTION_RULES says otherwise",
+    help: "time for which samples of VMs and their filesystems are kept, unless VMWATCH_RETENTION_RULES says otherwise",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
@@ -60,7 +60,7 @@ const RETENTION_RULES: Setting = Setting {
     name: "VMWATCH_RETENTION_RULES",
     value: Value::Text,
     default: "",
-    help: "comma-separated retention times by label, of which the first that matches a VM applies to its samples from then on, such as `env=prod:365d,env=test:process:7d`: a label (key, key=value, or hv/key=value for one of a hypervisor), optionally vm or process, and a time from 1s to 18250d",
+    help: "comma-separated retention times by label, of which the first that matches a VM applies to its samples from then on, such as `env=prod:365d,env=test:process:7d`: a label (key, key=value, or hv/key=value for one of a hypervisor), optionally vm (which includes filesystems) or process, and a time from 1s to 18250d",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
@@ -120,7 +120,7 @@ const VM_ROWS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_ROWS_PER_SECOND",
     value: Value::Number(10, 10_000_000),
     default: "1000",
-    help: "maximum number of rows (of the VM and its processes) per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
+    help: "maximum number of rows (of the VM, its processes and its filesystems) per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
 };
 const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
@@ -275,7 +275,7 @@ pub struct RowSettings {
 /// Retention of rows to which no rule applies.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionSettings {
-    /// Retention of VM rows.
+    /// Retention of the rows of VMs and their filesystems.
     pub vms: Duration,
     /// Retention of process rows.
     pub processes: Duration,
@@ -297,9 +297,9 @@ pub struct RollupSettings {
 impl RetentionSettings {
     /// The retention of this kind of rows.
     pub(crate) const fn of(&self, kind: RowKind) -> Duration {
-        match kind {
-            RowKind::Vm => self.vms,
+        match kind.retained_as() {
             RowKind::Process => self.processes,
+            RowKind::Vm | RowKind::Filesystem => self.vms,
         }
     }
 }

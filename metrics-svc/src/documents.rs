@@ -8,8 +8,8 @@ use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
     metrics::{
-        CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, ShortLived, SumSample,
-        SystemSample, VmSample,
+        CpuSeconds, FilesystemSample, MOUNT_POINT_BYTES, ProcessOwner, ProcessSample, SAMPLE_FILESYSTEMS,
+        SAMPLE_PART_ROWS, Sample, ShortLived, SumSample, SystemSample, VmSample,
     },
     time::UtcOffset,
 };
@@ -52,8 +52,11 @@ pub enum Refusal {
     /// The sample has more rows than one message may hold.
     #[error("the sample has more than {SAMPLE_PART_ROWS} rows")]
     TooManyRows,
-    /// The sample has no rows.
-    #[error("the sample has no rows")]
+    /// The sample has more filesystems than one message may hold.
+    #[error("the sample has more than {SAMPLE_FILESYSTEMS} filesystems")]
+    TooManyFilesystems,
+    /// The sample has no rows of the VM or its processes, without which filesystems are not stored.
+    #[error("the sample has neither a row of the VM nor rows of processes")]
     Empty,
     /// The time of the sample is invalid or too far in the future.
     #[error(
@@ -75,6 +78,8 @@ pub struct Documents {
     pub vms: Vec<RawDocumentBuf>,
     /// Documents for the collection of process rows.
     pub processes: Vec<RawDocumentBuf>,
+    /// Documents of filesystem rows.
+    pub filesystems: Vec<RawDocumentBuf>,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
     /// Number of times that records of ended processes were lost, as the agent reports it.
@@ -104,7 +109,7 @@ const MAX_REASONS: usize = 20;
 impl Documents {
     /// Total number of documents (rows).
     pub fn rows(&self) -> usize {
-        self.vms.len() + self.processes.len()
+        self.vms.len() + self.processes.len() + self.filesystems.len()
     }
 
     /// The documents of one kind.
@@ -112,6 +117,7 @@ impl Documents {
         match kind {
             RowKind::Vm => &self.vms,
             RowKind::Process => &self.processes,
+            RowKind::Filesystem => &self.filesystems,
         }
     }
 
@@ -135,6 +141,9 @@ impl Documents {
     pub fn from_sample(sample: &Sample, offset: UtcOffset, arrival: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() + sample.sums.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
+        }
+        if sample.filesystems.len() > SAMPLE_FILESYSTEMS {
+            return Err(Refusal::TooManyFilesystems);
         }
         if sample.vm.is_none() && sample.processes.is_empty() && sample.sums.is_empty() {
             return Err(Refusal::Empty);
@@ -175,8 +184,15 @@ impl Documents {
                 Err(refusal) => refused.push(("sum of processes".to_owned(), refusal)),
             }
         }
+        let mut filesystems = Vec::with_capacity(sample.filesystems.len());
+        for filesystem in &sample.filesystems {
+            match filesystem_document(sample, filesystem, at) {
+                Ok(row) => filesystems.push(row),
+                Err(refusal) => refused.push(("filesystem".to_owned(), refusal)),
+            }
+        }
         if let Some((_, refusal)) = refused.first()
-            && refused.len() > vms.len() + processes.len()
+            && refused.len() > vms.len() + processes.len() + filesystems.len()
         {
             return Err(*refusal);
         }
@@ -184,6 +200,7 @@ impl Documents {
             sender: None,
             vms,
             processes,
+            filesystems,
             refused: RefusedRows::of(&refused),
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
             lost_exit_records: sample.vm.as_ref().map_or(0, |vm| vm.lost_exit_records.into()),
@@ -387,6 +404,31 @@ fn sum_document(sample: &Sample, sum: &SumSample, at: Dates) -> Result<RawDocume
     append_owner(&mut row, &owner)?;
     append_shared(&mut row, sample, Some(sum.cpu_seconds));
     Ok(row)
+}
+
+fn filesystem_document(
+    sample: &Sample,
+    filesystem: &FilesystemSample,
+    at: Dates,
+) -> Result<RawDocumentBuf, Refusal> {
+    not_longer("mount_point", &filesystem.mount_point, MOUNT_POINT_BYTES)?;
+    not_longer("filesystem", &filesystem.filesystem, MAX_NAME)?;
+    let total = i64::try_from(filesystem.total_bytes).map_err(|_| Refusal::Number("total_bytes"))?;
+    let used = i64::try_from(filesystem.used_bytes)
+        .ok()
+        .filter(|used| *used <= total);
+    let used = used.ok_or(Refusal::Number("used_bytes"))?;
+    let identity = RowIdentity::filesystem(&filesystem.mount_point);
+    Ok(rawdoc! {
+        "mount_point": filesystem.mount_point.as_str(),
+        "filesystem": filesystem.filesystem.as_str(),
+        "used_bytes": used,
+        "total_bytes": total,
+        "instance_id": sample.instance_id.as_str(),
+        "create_date": sample.create_date.as_str(),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at.second, identity),
+        "sampled_at": at.effective,
+    })
 }
 
 /// Appends the CPU time of the row, and what all process rows of a sample have.
@@ -612,6 +654,53 @@ mod tests {
             assert_eq!((read.kind, read.processes), (ProcessRowKind::Sum, processes));
             assert_eq!(read.cpu_seconds, Some(48.5));
         }
+    }
+
+    #[test]
+    fn rows_of_filesystems_fit_into_a_block_and_impossible_ones_are_refused_alone() {
+        let mut sample = sample();
+        let filesystem = |mount_point: &str, used_bytes, total_bytes| FilesystemSample {
+            mount_point: mount_point.to_owned(),
+            filesystem: "ext4".to_owned(),
+            used_bytes,
+            total_bytes,
+        };
+        sample.filesystems = vec![
+            filesystem("/", 5, 10),
+            filesystem("/full", 1 << 40, 1 << 40),
+            filesystem("/more used than there is", 11, 10),
+            filesystem("/larger than any", 1, u64::MAX),
+            filesystem(&"/long".repeat(1024), 1, 10),
+        ];
+        let documents = documents(&sample).unwrap();
+        assert_eq!(documents.rows(), 4);
+        let reason = documents.refused.unwrap().reason;
+        for field in [
+            "`used_bytes` is out of",
+            "`total_bytes` is out of",
+            "`mount_point` is longer",
+        ] {
+            assert!(reason.contains(&format!("filesystem: {field}")), "{reason}");
+        }
+        let mut rows = vmwatch_blocks::Rows::new(vmwatch_blocks::Kind::Filesystem, "vm-1", 8 * 3_600_000);
+        for document in &documents.filesystems {
+            crate::blocks::push(&mut rows, document, None).unwrap();
+        }
+        let ids: Vec<_> = documents
+            .filesystems
+            .iter()
+            .map(|row| row.get_object_id("_id").unwrap().bytes())
+            .collect();
+        assert_eq!(rows.ids(), ids);
+        assert!(ids.len() == 2 && ids[0] != ids[1]);
+
+        sample.filesystems = (0..=SAMPLE_FILESYSTEMS)
+            .map(|number| filesystem(&format!("/{number}"), 1, 2))
+            .collect();
+        assert_eq!(
+            super::Documents::from_sample(&sample, UtcOffset::UTC, SystemTime::now()).unwrap_err(),
+            Refusal::TooManyFilesystems
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
     Scope,
+    filesystems::FilesystemsAt,
     history::VmHistory,
     lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
@@ -48,6 +49,12 @@ pub(crate) fn register(
         RowExport,
         bind(store, |store, context, query| async move {
             store.export(&query, Deadline::of(&context)).await
+        }),
+    );
+    let server = server.method(
+        FilesystemsAt,
+        bind(store, |store, context, query| async move {
+            store.filesystems(&query, Deadline::of(&context)).await
         }),
     );
     process_queries(server, processes, vms)

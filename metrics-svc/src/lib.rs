@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod documents;
 mod error;
 mod events;
+mod filesystems;
 mod gauges;
 mod handlers;
 mod history;

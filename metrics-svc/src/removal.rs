@@ -24,13 +24,8 @@ use vmwatch_api::{
 use vmwatch_bus::{Context, audit::Audit};
 
 use crate::{
-    MetricsError,
-    database::find,
-    deadline::Deadline,
-    events::Events,
-    history::History,
-    newest::NewestRows,
-    store::{RowKind, RowStore},
+    MetricsError, database::find, deadline::Deadline, events::Events, history::History, newest::NewestRows,
+    store::RowStore,
 };
 
 /// Number of documents that are deleted together.
@@ -91,17 +86,12 @@ impl Removal {
         deadline: Deadline,
         records: &mut u64,
     ) -> Result<(), MetricsError> {
-        let of_vm = || doc! { "instance_id": id.as_str() };
         let (rows, history) = (&self.rows, &self.history);
         leftovers::record(rows, id, deadline).await?;
         // Rollups and names are computed from rows that dirty buckets name, so neither is left when they are deleted.
-        let parts = [
-            (history.dirty_buckets.documents(), of_vm()),
-            (rows.blocks(), of_vm()),
-            (rows.collection(RowKind::Process), of_vm()),
-            (rows.collection(RowKind::Vm), of_vm()),
-        ];
-        for (documents, filter) in parts {
+        let parts = [history.dirty_buckets.documents(), rows.blocks()];
+        for documents in parts.into_iter().chain(rows.flat_collections()) {
+            let filter = doc! { "instance_id": id.as_str() };
             delete_all(documents, &filter, deadline, records).await?;
         }
         delete_derived(history, id, deadline, records).await

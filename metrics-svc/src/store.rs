@@ -179,14 +179,21 @@ impl RowStore {
         &self.reads.blocks
     }
 
-    /// Returns the flat collection of this kind of rows, for writes and for reads on which later writes depend.
-    pub const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+    /// Returns the flat collection of this kind of rows, for writes and for reads on which later writes depend; `None` if
+    /// rows of this kind are only in blocks.
+    pub const fn collection(&self, kind: RowKind) -> Option<&Collection<RawDocumentBuf>> {
         self.durable.collection(kind)
     }
 
-    /// Returns the flat collection of VM rows or process rows, for reads on behalf of requests.
-    pub(crate) const fn reading(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+    /// Returns the flat collection of this kind of rows, for reads on behalf of requests; `None` if rows of this kind are
+    /// only in blocks.
+    pub(crate) const fn reading(&self, kind: RowKind) -> Option<&Collection<RawDocumentBuf>> {
         self.reads.collection(kind)
+    }
+
+    /// Returns the flat collections, for writes and for reads on which later writes depend.
+    pub(crate) fn flat_collections(&self) -> impl Iterator<Item = &Collection<RawDocumentBuf>> {
+        RowKind::FLAT.into_iter().filter_map(|kind| self.collection(kind))
     }
 
     /// Opens a collection that is derived from the VM rows and named after their collection, such as `vm_samples_5m`.
@@ -223,25 +230,35 @@ impl RowStore {
         encode(&mut self.encoder.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns whether a flat collection may have rows. It is checked at intervals, so that empty ones cost nothing.
-    pub(crate) async fn has_flat_rows(
+    /// Returns the flat collection of this kind of rows if it may have rows, for reads on which later writes depend if
+    /// they are durable. It is checked at intervals, so that empty ones cost nothing.
+    pub(crate) async fn flat_rows(
         &self,
         kind: RowKind,
+        durable: bool,
         deadline: Deadline,
-    ) -> Result<bool, MetricsError> {
+    ) -> Result<Option<&Collection<RawDocumentBuf>>, MetricsError> {
         let [vms, processes] = &self.flat;
         let check = match kind {
             RowKind::Vm => vms,
             RowKind::Process => processes,
+            RowKind::Filesystem => return Ok(None),
+        };
+        let wanted = if durable {
+            self.collection(kind)
+        } else {
+            self.reading(kind)
+        };
+        let Some(rows) = self.reading(kind) else {
+            return Ok(None);
         };
         let known = *check.lock().unwrap_or_else(PoisonError::into_inner);
         if known
             .checked
             .is_some_and(|checked| checked.elapsed() < self.flat_check)
         {
-            return Ok(known.has_rows);
+            return Ok(wanted.filter(|_| known.has_rows));
         }
-        let rows = self.reading(kind);
         let query = rows
             .find_one(doc! {})
             .projection(doc! { "_id": 1 })
@@ -251,7 +268,7 @@ impl RowStore {
             checked: Some(Instant::now()),
             has_rows,
         };
-        Ok(has_rows)
+        Ok(wanted.filter(|_| has_rows))
     }
 
     /// Inserts the documents of blocks, and notes their hours for compaction. A block that exists already counts as
@@ -271,7 +288,12 @@ impl RowStore {
         kind: RowKind,
         documents: &[RawDocumentBuf],
     ) -> Result<Vec<Unstored>, MetricsError> {
-        insert(self.collection(kind), documents).await
+        match self.collection(kind) {
+            Some(rows) => insert(rows, documents).await,
+            None => Err(MetricsError::Refused(
+                "rows of filesystems are only in blocks".to_owned(),
+            )),
+        }
     }
 }
 
@@ -316,10 +338,11 @@ impl RowCollections {
         }
     }
 
-    const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+    const fn collection(&self, kind: RowKind) -> Option<&Collection<RawDocumentBuf>> {
         match kind {
-            RowKind::Vm => &self.vms,
-            RowKind::Process => &self.processes,
+            RowKind::Vm => Some(&self.vms),
+            RowKind::Process => Some(&self.processes),
+            RowKind::Filesystem => None,
         }
     }
 

@@ -7,6 +7,7 @@ use mongodb::bson::{Binary, Document, doc, spec::BinarySubtype};
 use testkit::{MongoProxy, PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
+    filesystems::{Filesystems, FilesystemsAt, FilesystemsAtQuery},
     history::{Points, TimeRange, VmHistory, VmHistoryQuery},
     lifecycle::Target,
     metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Sample, VmLatest},
@@ -22,7 +23,7 @@ use vmwatch_bus::Context;
 use vmwatch_store::MONGODB_URI;
 
 use crate::{
-    history_support::{self, HOUR, MINUTE, SECOND, call_in, followed, process, publish, sample},
+    history_support::{self, HOUR, MINUTE, SECOND, call_in, filesystem, followed, process, publish, sample},
     rows::{blocks, stored_rows},
 };
 
@@ -145,6 +146,19 @@ async fn answers(stack: &Stack, instance: &str, hour: u64) -> Vec<String> {
         all.push(text(serde_json::to_string(
             &call::<VmHistory>(stack, &history).await,
         )));
+    }
+    all
+}
+
+/// The filesystems of a VM in the hour, and after it.
+async fn filesystems_of(stack: &Stack, instance: &str, hour: u64) -> Vec<Filesystems> {
+    let mut all = Vec::new();
+    for at_ms in [hour + 2 * MINUTE, hour + 90 * MINUTE] {
+        let query = FilesystemsAtQuery {
+            instance_id: instance.parse().unwrap(),
+            at_ms: Some(at_ms),
+        };
+        all.push(call::<FilesystemsAt>(stack, &query).await);
     }
     all
 }
@@ -280,6 +294,17 @@ async fn answers_stay_the_same_when_an_hour_is_compacted() {
     publish_hour(&stack, "vm-1", hour, 0..40).await;
     publish_hour(&stack, "vm-2", hour, 0..10).await;
     let damaged = damage(&stack, "vm-2").await;
+    for minute in 0..5 {
+        let mut sample = of_minute("vm-3", hour, minute);
+        sample.filesystems = vec![
+            filesystem("/", 1 << 30),
+            filesystem("/data", u64::from(minute) << 40),
+        ];
+        publish(&stack, &sample).await;
+    }
+    followed(&stack).await;
+    let filesystems = filesystems_of(&stack, "vm-3", hour).await;
+    assert_eq!(filesystems[0].filesystems.len(), 2);
     let before = [
         answers(&stack, "vm-1", hour).await,
         answers(&stack, "vm-2", hour).await,
@@ -303,6 +328,17 @@ async fn answers_stay_the_same_when_an_hour_is_compacted() {
             .len(),
         200
     );
+
+    assert_eq!(filesystems_of(&stack, "vm-3", hour).await, filesystems);
+    let of_filesystems = |documents: Vec<Document>| {
+        let is_kind = |document: &Document| document.get_str("kind").is_ok_and(|kind| kind == "filesystem");
+        let rows = documents
+            .into_iter()
+            .filter(is_kind)
+            .map(|document| document.get_i32("rows").unwrap());
+        rows.collect::<Vec<_>>()
+    };
+    assert_eq!(of_filesystems(documents(&stack, "vm-3").await), [10]);
 
     // Unreadable blocks are left as they are, and the others of their hour are merged.
     assert_eq!(answers(&stack, "vm-2", hour).await, before[1]);

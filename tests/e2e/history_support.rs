@@ -7,7 +7,8 @@ use vmwatch_api::{
     Method, Principal, Role, Scope,
     agents::SENT_AT,
     metrics::{
-        CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, SystemSample, VmSample,
+        CONTENT_TYPE, FilesystemSample, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample,
+        SystemSample, VmSample,
     },
     time::{CreateDate, UtcOffset, unix_millis},
     wire::Fault,
@@ -49,6 +50,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
         vm_cpu: None,
         sums: Vec::new(),
         short_lived: None,
+        filesystems: Vec::new(),
         vm: Some(VmSample {
             cpu_util: Some(cpu_util),
             mem: Some(100.0 - cpu_util),
@@ -64,6 +66,16 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
             ..VmSample::default()
         }),
         processes: Vec::new(),
+    }
+}
+
+/// Builds a filesystem of which half is used.
+pub(crate) fn filesystem(mount_point: &str, total_bytes: u64) -> FilesystemSample {
+    FilesystemSample {
+        mount_point: mount_point.to_owned(),
+        filesystem: "ext4".to_owned(),
+        used_bytes: total_bytes / 2,
+        total_bytes,
     }
 }
 

@@ -239,6 +239,7 @@ impl Publisher {
             vm_cpu: None,
             sums: Vec::new(),
             short_lived: None,
+            filesystems: Vec::new(),
             vm: Some(VmSample {
                 cpu_util: Some(1.5),
                 mem: Some(8.6),

@@ -6,6 +6,7 @@ use mongodb::bson::{Document, doc};
 use serde_json::Value;
 use testkit::Stack;
 use vmwatch_api::{
+    filesystems::{FilesystemsAt, FilesystemsAtQuery},
     history::{Points, TimeRange, VmHistory, VmHistoryQuery},
     metrics::{Latest, Limit, ProcessLatest, RowPage, Sample, VmLatest},
     processes::{ProcessSort, ProcessesAt, ProcessesAtQuery},
@@ -15,7 +16,7 @@ use vmwatch_blocks::{RowIdentity, row_id};
 
 use crate::{
     history_support::{
-        MINUTE, call, followed, process, publish, publish_encoded, recent_bucket, sample, stack,
+        MINUTE, call, filesystem, followed, process, publish, publish_encoded, recent_bucket, sample, stack,
     },
     rows::stored_rows,
 };
@@ -39,6 +40,8 @@ fn samples(instance: &str, at_ms: u64) -> [Sample; 2] {
     let mut reused = process("another", 1, 99.9);
     reused.running_time += 500.25;
     second.processes.push(reused);
+    first.filesystems = vec![filesystem("/", 40 << 30), filesystem("/data", 8 << 40)];
+    second.filesystems = vec![filesystem("/", 41 << 30)];
     [first, second]
 }
 
@@ -47,6 +50,7 @@ fn halves(whole: &Sample) -> [Sample; 2] {
     let (mut first, mut second) = (whole.clone(), whole.clone());
     second.processes = first.processes.split_off(whole.processes.len() / 2);
     (second.vm, second.part) = (None, 1);
+    second.filesystems.clear();
     [first, second]
 }
 
@@ -115,7 +119,17 @@ async fn answers(stack: &Stack, instance: &str, from_ms: u64) -> Vec<Value> {
         anonymous(&processes).into(),
         serde_json::to_value(call::<VmHistory>(stack, &history).await).unwrap(),
         serde_json::to_value(call::<ProcessesAt>(stack, &table).await).unwrap(),
+        filesystems(stack, instance, None).await,
+        filesystems(stack, instance, Some(from_ms + MINUTE)).await,
     ]
+}
+
+async fn filesystems(stack: &Stack, instance: &str, at_ms: Option<u64>) -> Value {
+    let query = FilesystemsAtQuery {
+        instance_id: instance.parse().unwrap(),
+        at_ms,
+    };
+    serde_json::to_value(call::<FilesystemsAt>(stack, &query).await).unwrap()
 }
 
 /// The `_id`s of the stored rows, and for each the row without its effective date, which is that of one of its arrivals.
@@ -136,6 +150,14 @@ fn ids(samples: &[Sample]) -> Vec<[u8; 12]> {
         ids.extend(sample.processes.iter().map(|process| {
             let (pid, started) = (process.pid, process.running_time);
             row_id(instance, date, second, RowIdentity::Process { pid, started })
+        }));
+        ids.extend(sample.filesystems.iter().map(|filesystem| {
+            row_id(
+                instance,
+                date,
+                second,
+                RowIdentity::filesystem(&filesystem.mount_point),
+            )
         }));
     }
     ids.sort_unstable();
@@ -176,6 +198,12 @@ async fn sample_gives_the_same_rows_rollups_and_answers_in_each_form() {
         let answers = answers(&stack, instance, from_ms).await;
         let count = answers[1].as_array().unwrap().len();
         assert_eq!(count, 2 * PROCESSES as usize + 1, "{instance}");
+        let mount_points = |answer: &Value| answer["filesystems"].as_array().unwrap().len();
+        assert_eq!(
+            (mount_points(&answers[4]), mount_points(&answers[5])),
+            (1, 2),
+            "{instance}"
+        );
         let (answers_before, sums_before) = expected.get_or_insert_with(|| (answers.clone(), sums.clone()));
         assert_eq!(&answers, answers_before, "{instance}");
         assert_eq!(&sums, sums_before, "{instance}");

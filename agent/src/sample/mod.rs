@@ -9,6 +9,7 @@ mod command_line;
 mod devices;
 mod ended;
 mod exits;
+mod filesystems;
 mod owner;
 mod proc_files;
 mod processes;
@@ -26,8 +27,13 @@ use std::{
 };
 
 use procfs::ProcError;
-use vmwatch_api::{InstanceId, metrics::Sample, time::UtcOffset};
+use vmwatch_api::{
+    InstanceId,
+    metrics::{FilesystemSample, Sample},
+    time::UtcOffset,
+};
 
+pub use filesystems::FilesystemSampler;
 pub use processes::{ProcessReading, ProcessSampler};
 pub use vm::{VmReading, VmSampler};
 
@@ -71,9 +77,11 @@ pub enum SampleError {
     List(#[source] std::io::Error),
 }
 
-/// The sampler of the VM and the sampler of its processes. The sampling loop runs them separately, so a process whose
-/// files in procfs block the reader does not delay the VM's row. [`Sampler::sample`] runs the two samplers one after
-/// the other.
+/// Time limit for the filesystems in [`Sampler::sample`].
+const FILESYSTEM_LIMIT: Duration = Duration::from_secs(1);
+
+/// The samplers of the VM, its processes and its filesystems. The sampling loop runs them separately, so a process whose
+/// files in procfs block the reader does not delay the VM's row. [`Sampler::sample`] runs them one after the other.
 #[derive(Debug)]
 pub struct Sampler {
     instance_id: InstanceId,
@@ -81,10 +89,12 @@ pub struct Sampler {
     pub vm: VmSampler,
     /// Samples the process rows.
     pub processes: ProcessSampler,
+    /// Samples the filesystem rows.
+    pub filesystems: FilesystemSampler,
 }
 
 impl Sampler {
-    /// Creates both samplers. The only value read is the boot time.
+    /// Creates the samplers. The only value read is the boot time.
     pub fn new(
         instance_id: InstanceId,
         utc_offset: UtcOffset,
@@ -94,6 +104,7 @@ impl Sampler {
         Ok(Self {
             instance_id,
             vm: VmSampler::new(utc_offset, roots.clone()),
+            filesystems: FilesystemSampler::new(&roots),
             processes: ProcessSampler::new(selection, roots)?,
         })
     }
@@ -114,18 +125,24 @@ impl Sampler {
         self
     }
 
-    /// Samples the VM and its processes. The first call only reads the counters and returns rates of 0.
+    /// Samples the VM, its processes and its filesystems. The first call only reads the counters and returns rates of 0.
     pub fn sample(&mut self) -> Result<Sample, SampleError> {
         let mut reading = self.vm.read()?;
         let processes = self.processes.read(reading.memory_bytes)?;
         reading.vm.lost_exit_records = processes.lost;
-        Ok(reading.into_sample(&self.instance_id, processes))
+        let filesystems = self.filesystems.read(FILESYSTEM_LIMIT);
+        Ok(reading.into_sample(&self.instance_id, processes, filesystems))
     }
 }
 
 impl VmReading {
-    /// Creates a sample from the VM's values and those of its processes.
-    pub fn into_sample(self, instance_id: &InstanceId, processes: ProcessReading) -> Sample {
+    /// Creates a sample from the VM's values and those of its processes and filesystems.
+    pub fn into_sample(
+        self,
+        instance_id: &InstanceId,
+        processes: ProcessReading,
+        filesystems: Vec<FilesystemSample>,
+    ) -> Sample {
         Sample {
             instance_id: instance_id.clone(),
             create_date: self.create_date,
@@ -137,6 +154,7 @@ impl VmReading {
             processes: processes.rows,
             sums: processes.sums,
             short_lived: processes.short_lived,
+            filesystems,
         }
     }
 }

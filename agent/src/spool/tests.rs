@@ -35,6 +35,7 @@ pub(crate) fn part(sequence: u64, bytes: usize) -> Queued {
         vm_cpu: None,
         sums: Vec::new(),
         short_lived: None,
+        filesystems: Vec::new(),
         processes: Vec::new(),
     };
     let mut body = encode_sample(&sample, &mut Encoder::new().unwrap()).unwrap();

@@ -80,6 +80,7 @@ impl Vm {
             vm_cpu: None,
             sums: Vec::new(),
             short_lived: Some(ShortLived::Recorded),
+            filesystems: Vec::new(),
             vm: None,
         };
         #[expect(
@@ -124,6 +125,7 @@ impl Vm {
             vm_cpu: self.sample.vm_cpu.filter(|_| processes),
             short_lived: self.sample.short_lived.filter(|_| processes),
             sums: Vec::new(),
+            filesystems: Vec::new(),
             ..self.sample
         }
     }

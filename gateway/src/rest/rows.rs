@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId,
-    metrics::{PROCESS_ROW_KEYS, Rows, VM_EXPORT_KEYS},
+    metrics::Rows,
     processes::ProcessName,
     rows::{RowExport, RowExportQuery, RowFilter, RowKind},
     wire::{Fault, FaultKind},
@@ -48,7 +48,7 @@ pub(super) enum RowFormat {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RowsQuery {
-    /// Which rows to return: those of the VM or those of its processes. Default: those of the VM.
+    /// Which rows to return: those of the VM, of its processes or of its filesystems. Default: those of the VM.
     #[serde(default)]
     #[param(value_type = Option<RowKind>)]
     kind: RowKind,
@@ -79,7 +79,7 @@ impl RowsQuery {
         };
         match self.kind {
             RowKind::Process => Ok(Some(filter)),
-            RowKind::Vm => Err(Problem::contradictory(
+            RowKind::Vm | RowKind::Filesystem => Err(Problem::contradictory(
                 "query: name and pid select processes, so they require kind=process",
             )),
         }
@@ -89,7 +89,7 @@ impl RowsQuery {
 /// Export stored rows
 ///
 /// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017; rows
-/// of VMs also have the measures that only this API has. While the answer has the header `X-Next-Cursor`, there are more:
+/// of VMs also have the measures that only this API has, and only this API has rows of filesystems. While the answer has the header `X-Next-Cursor`, there are more:
 /// request the next page with it as `cursor`. A page may have few rows or none without being the last. The pages, one
 /// after another, are one JSON Lines or CSV file. In CSV, a null is empty, and a text that a spreadsheet would take for a formula begins with an apostrophe.
 #[utoipa::path(
@@ -161,10 +161,7 @@ fn json_lines(rows: &Rows) -> serde_json::Result<String> {
 struct Cells<'a>(#[serde(borrow)] std::collections::HashMap<&'a str, &'a RawValue>);
 
 fn csv(rows: &Rows, kind: RowKind, with_header: bool) -> serde_json::Result<String> {
-    let keys: &[&str] = match kind {
-        RowKind::Vm => &VM_EXPORT_KEYS,
-        RowKind::Process => &PROCESS_ROW_KEYS,
-    };
+    let keys = kind.export_keys();
     let mut out = String::new();
     if with_header {
         out.push_str(&keys.join(","));
@@ -201,6 +198,8 @@ fn push_text(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use vmwatch_api::metrics::PROCESS_ROW_KEYS;
+
     use super::*;
 
     #[test]

@@ -5,9 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bson::{Bson, DateTime, doc, oid::ObjectId};
+use bson::{Bson, DateTime, RawDocumentBuf, doc, oid::ObjectId};
 use futures::TryStreamExt;
 use indicatif::ProgressBar;
+use mongodb::Collection;
 use vmwatch_api::InstanceId;
 use vmwatch_blocks::{Block, Limits, MAX_ROWS};
 
@@ -34,11 +35,11 @@ pub(super) async fn run(
     retention: &RetentionSettings,
     dry_run: bool,
 ) -> Result<(), MetricsError> {
-    for (kind, keep) in [
-        (RowKind::Vm, retention.vms),
-        (RowKind::Process, retention.processes),
-    ] {
-        one_collection(store, kind, keep, dry_run).await?;
+    // All rows of filesystems have dates.
+    for kind in RowKind::FLAT {
+        if let Some(rows) = store.collection(kind) {
+            one_collection(rows, retention.of(kind), dry_run).await?;
+        }
         blocks(store, history, kind, dry_run).await?;
     }
     if dry_run {
@@ -64,12 +65,10 @@ pub(super) async fn run(
 }
 
 async fn one_collection(
-    store: &RowStore,
-    kind: RowKind,
+    rows: &Collection<RawDocumentBuf>,
     keep: Duration,
     dry_run: bool,
 ) -> Result<(), MetricsError> {
-    let rows = store.collection(kind);
     // Take the date from the `_id`, which the MongoDB driver created when the row was reported.
     let undated = doc! { SAMPLED_AT: { "$exists": false }, "_id": { "$type": "objectId" } };
     let count = rows.count_documents(undated.clone()).await?;

@@ -18,6 +18,7 @@ use std::{
 
 use bson::{DateTime, RawDocumentBuf, doc};
 use indicatif::ProgressBar;
+use mongodb::Collection;
 use tokio::time::{Instant, sleep_until};
 use vmwatch_api::InstanceId;
 
@@ -105,7 +106,7 @@ pub(super) async fn run(
         written: VecDeque::new(),
         counts: Counts::default(),
     };
-    for kind in [RowKind::Vm, RowKind::Process] {
+    for kind in RowKind::FLAT {
         mover.move_kind(kind).await?;
     }
     mover.finish_all().await?;
@@ -116,8 +117,7 @@ pub(super) async fn run(
             counts.moved, counts.unfit
         ));
     }
-    for kind in [RowKind::Vm, RowKind::Process] {
-        let rows = store.collection(kind);
+    for rows in store.flat_collections() {
         println!(
             "{}: {} rows left",
             rows.name(),
@@ -159,7 +159,9 @@ impl std::fmt::Display for Counts {
 
 impl Mover<'_> {
     async fn move_kind(&mut self, kind: RowKind) -> Result<(), MetricsError> {
-        let rows = self.store.collection(kind);
+        let Some(rows) = self.store.collection(kind) else {
+            return Ok(());
+        };
         let total = rows.estimated_document_count().await?;
         println!("{}: {total} rows", rows.name());
         self.progress = ProgressBar::new(total).with_message(format!("rows of {}", rows.name()));
@@ -169,19 +171,22 @@ impl Mover<'_> {
         let instances = rows.distinct("instance_id", doc! {}).await?;
         // Rows of a VM with an invalid id cannot be queried. They stay flat.
         for instance in instances.iter().filter_map(|id| id.as_str()?.parse().ok()) {
-            self.move_vm(kind, &instance).await?;
+            self.move_vm(rows, kind, &instance).await?;
         }
         self.progress.finish_and_clear();
         Ok(())
     }
 
-    async fn move_vm(&mut self, kind: RowKind, instance: &InstanceId) -> Result<(), MetricsError> {
+    async fn move_vm(
+        &mut self,
+        rows: &Collection<RawDocumentBuf>,
+        kind: RowKind,
+        instance: &InstanceId,
+    ) -> Result<(), MetricsError> {
         let keep = self.history.retention.of(kind, instance);
         let expired =
             DateTime::now().timestamp_millis() - i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-        let mut found = self
-            .store
-            .collection(kind)
+        let mut found = rows
             .find(doc! { "instance_id": instance.as_str() })
             .sort(doc! { "create_date": 1, "_id": 1 })
             .batch_size(FOUND_TOGETHER)

@@ -146,7 +146,10 @@ pub(super) async fn run(
         processes: history.retention.longest(RowKind::Process),
     };
     let mut usage = count.usage(names, retention, options.disk);
-    let flat = async |kind| store.reading(kind).count_documents(doc! {}).await;
+    let flat = async |kind| match store.reading(kind) {
+        Some(rows) => rows.count_documents(doc! {}).await,
+        None => Ok(0),
+    };
     usage.flat_rows = FlatRows {
         vm: flat(RowKind::Vm).await?,
         process: flat(RowKind::Process).await?,

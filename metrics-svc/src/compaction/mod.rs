@@ -196,10 +196,10 @@ impl Compaction {
         Ok(outcome.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Compacts both kinds of rows of a VM and hour. Returns whether blocks remain to be merged.
+    /// Compacts all kinds of rows of a VM and hour. Returns whether blocks remain to be merged.
     async fn vm_hour(&self, entry: &QueuedHour) -> Result<bool, MetricsError> {
         let (mut done, mut unmerged) = (true, false);
-        for kind in [RowKind::Vm, RowKind::Process] {
+        for kind in RowKind::ALL {
             let group = Group {
                 kind,
                 of: entry.of.clone(),

@@ -23,7 +23,7 @@ pub struct RetentionRules(Vec<RetentionRule>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RetentionRule {
     pub(crate) label: LabelFilter,
-    /// The kind of rows; `None` means both.
+    /// The kind of rows; `None` means all. Rows of filesystems are kept like those of their VM.
     pub(crate) kind: Option<RowKind>,
     pub(crate) keep: Duration,
 }
@@ -56,7 +56,7 @@ pub enum InvalidRules {
 impl RetentionRules {
     /// The rules for rows of this kind, in the order in which they apply.
     pub(crate) fn of(&self, kind: RowKind) -> impl Iterator<Item = &RetentionRule> {
-        let applies = move |rule: &&RetentionRule| rule.kind.is_none_or(|of| of == kind);
+        let applies = move |rule: &&RetentionRule| rule.kind.is_none_or(|of| of == kind.retained_as());
         self.0.iter().filter(applies)
     }
 
@@ -140,6 +140,7 @@ mod tests {
         );
         let of_vms: Vec<_> = rules.of(RowKind::Vm).map(|rule| rule.keep.as_secs()).collect();
         assert_eq!(of_vms, [365 * 86_400, 300]);
+        assert!(rules.of(RowKind::Filesystem).eq(rules.of(RowKind::Vm)));
     }
 
     #[test]

@@ -74,8 +74,7 @@ impl History {
         mut done: impl FnMut(&InstanceId, usize),
     ) -> Result<(), MetricsError> {
         let mut found = self.rows.blocks().distinct("instance_id", doc! {}).await?;
-        for kind in [RowKind::Vm, RowKind::Process] {
-            let flat = self.rows.collection(kind);
+        for flat in self.rows.flat_collections() {
             found.extend(flat.distinct("instance_id", doc! {}).await?);
         }
         // Skip invalid instance ids, because a VM with an invalid id cannot be queried.
@@ -184,7 +183,8 @@ impl History {
     /// Time of the first row of a VM or its processes since a time in Unix microseconds.
     async fn first_since(&self, instance: &InstanceId, since: i64) -> Result<Option<u64>, MetricsError> {
         let mut found = Vec::new();
-        for kind in [RowKind::Vm, RowKind::Process] {
+        // Nothing is rebuilt from the rows of filesystems.
+        for kind in RowKind::FLAT {
             let mut query = Query::new(kind, instance, &[]).oldest_first().durable();
             query.time.start = since;
             let one = Most { rows: 1, after: None };

@@ -30,6 +30,7 @@ pub(super) async fn new_rows(store: &RowStore, documents: &Documents) -> Result<
     for (kind, rows) in [
         (RowKind::Vm, &mut new.vms),
         (RowKind::Process, &mut new.processes),
+        (RowKind::Filesystem, &mut new.filesystems),
     ] {
         let stored = stored(store, kind, rows).await?;
         let before = rows.len();

@@ -147,7 +147,7 @@ impl Batch {
         }
         let mut blocks = Blocks::default();
         for (source, documents) in new.iter().enumerate() {
-            for kind in [RowKind::Vm, RowKind::Process] {
+            for kind in RowKind::ALL {
                 blocks.add(store, &history.retention, source, kind, documents)?;
             }
         }

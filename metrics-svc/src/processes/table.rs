@@ -16,12 +16,10 @@ use super::{
 use crate::{
     MetricsError,
     deadline::Deadline,
-    reads::{Budget, Most, Newest, Only, Order as RowOrder, Query, Row, Scan, micros, two_hours_before},
+    reads::{Budget, Only, Query, Row, Scan, micros},
     store::RowKind,
 };
 
-/// How far before a moment its process table may have been sampled.
-const WEEK_MICROS: i64 = 7 * 24 * 3_600_000_000;
 /// Within this time all parts of a sample arrive, if its date is ahead.
 const PARTS_MICROS: i64 = 60_000_000;
 
@@ -36,7 +34,11 @@ impl Processes {
         let at_ms = after.map(|position| position.at_ms).or(query.at_ms);
         // A sample within the requested millisecond also counts as "at the moment".
         let end = micros(at_ms.unwrap_or_else(unix_millis)).saturating_add(1000);
-        let Some(sample) = self.sample_before(&query.instance_id, end, deadline).await? else {
+        let Some(sample) = self
+            .rows
+            .sample_before(RowKind::Process, &query.instance_id, end, deadline)
+            .await?
+        else {
             return match after {
                 None => Ok(ProcessTable::default()),
                 Some(_) => Err(MetricsError::TableExpired),
@@ -85,27 +87,6 @@ impl Processes {
 }
 
 impl Processes {
-    /// Returns a row of the newest sample before a time (Unix microseconds): one of the two hours before it, or else of
-    /// the week before it.
-    pub(super) async fn sample_before(
-        &self,
-        instance: &InstanceId,
-        end: i64,
-        deadline: Deadline,
-    ) -> Result<Option<Row>, MetricsError> {
-        let one = Most { rows: 1, after: None };
-        let mut newest = Newest::new(one, RowOrder::Newest);
-        let mut budget = Budget::of_request(&self.rows);
-        let mut query = Query::new(RowKind::Process, instance, &[]);
-        let mut until = end;
-        for since in [two_hours_before(end), end.saturating_sub(WEEK_MICROS)] {
-            query.time = since..until;
-            newest.read(&self.rows, &query, &mut budget, deadline).await?;
-            until = since;
-        }
-        Ok(newest.into_rows().into_iter().next())
-    }
-
     /// Reads the rows of the sample that this row belongs to: of all processes, or of those with one name.
     pub(super) async fn rows_of(
         &self,

@@ -1,7 +1,7 @@
 //! Reads all rows of a time range in pages, oldest first.
 
 use vmwatch_api::{
-    metrics::{PROCESS_ROW_KEYS, RowId, VM_EXPORT_KEYS},
+    metrics::RowId,
     rows::{ExportPosition, RowExportPage, RowExportQuery, RowFilter},
 };
 
@@ -27,10 +27,7 @@ impl RowStore {
         deadline: Deadline,
     ) -> Result<RowExportPage, MetricsError> {
         let kind = RowKind::from(query.kind);
-        let columns: &[&str] = match kind {
-            RowKind::Vm => &VM_EXPORT_KEYS,
-            RowKind::Process => &PROCESS_ROW_KEYS,
-        };
+        let columns = query.kind.export_keys();
         let only = match &query.filter {
             None => Only::All,
             Some(RowFilter::Name(name)) => Only::named(name.as_str()),

@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
-use mongodb::Cursor;
+use mongodb::{Collection, Cursor};
 use vmwatch_api::time::{CreateDate, UtcOffset};
 
 use super::{Only, Order, Query, Row, micros_of_date};
-use crate::{MetricsError, database::find, deadline::Deadline, documents::SAMPLED_AT, store::RowStore};
+use crate::{MetricsError, database::find, deadline::Deadline, documents::SAMPLED_AT};
 
 /// The first and the last times that are distinguished: some days within the years 0 and 9999.
 const FIRST_MICROS: i64 = -62_167_000_000_000_000;
@@ -24,17 +24,13 @@ pub(super) enum Dates<'a> {
 
 /// Finds flat rows of the query in its order; at most `most` if that is not zero.
 pub(super) async fn open(
-    store: &RowStore,
+    rows: &Collection<RawDocumentBuf>,
+    offset: UtcOffset,
     query: &Query<'_>,
     dates: Dates<'_>,
     most: usize,
     deadline: Deadline,
 ) -> Result<Cursor<RawDocumentBuf>, MetricsError> {
-    let rows = if query.durable {
-        store.collection(query.kind)
-    } else {
-        store.reading(query.kind)
-    };
     let direction = match query.order {
         Order::Newest => -1,
         Order::Oldest => 1,
@@ -45,7 +41,7 @@ pub(super) async fn open(
     }
     wanted.extend(query.columns.iter().map(|name| ((*name).to_owned(), 1.into())));
     let find_rows = rows
-        .find(filter(query, dates, store.offset()))
+        .find(filter(query, dates, offset))
         .projection(wanted)
         .sort(doc! { "create_date": direction, "_id": direction })
         .limit(i64::try_from(most).unwrap_or(i64::MAX))

@@ -19,6 +19,7 @@ mod flat;
 mod named;
 mod newest;
 mod page;
+mod sample;
 mod scan;
 
 use std::ops::Range;

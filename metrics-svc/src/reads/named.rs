@@ -32,7 +32,10 @@ impl RowStore {
         }
         // Other software may write flat rows at any time, and their index on the name makes reading them fast.
         if let Only::Names(names) = query.only.clone()
-            && !self.has_flat_rows(query.kind, deadline).await?
+            && self
+                .flat_rows(query.kind, query.durable, deadline)
+                .await?
+                .is_none()
             && let Some(pending) = hours_without_names(self, query.instance, deadline).await?
         {
             let wanted = Wanted { names, before };

@@ -185,9 +185,9 @@ impl<'a> Newest<'a> {
         query: &Query<'_>,
         deadline: Deadline,
     ) -> Result<(), MetricsError> {
-        if !store.has_flat_rows(query.kind, deadline).await? {
+        let Some(rows) = store.flat_rows(query.kind, query.durable, deadline).await? else {
             return Ok(());
-        }
+        };
         let mut parts = vec![Dates::Within];
         let mut query = query.clone();
         if let Some((effective, date, Some(id))) = self.most.after {
@@ -199,7 +199,7 @@ impl<'a> Newest<'a> {
             parts.push(Dates::Tied(date, bson::oid::ObjectId::from_bytes(id)));
         }
         for part in parts {
-            let mut cursor = flat::open(store, &query, part, self.most.rows, deadline).await?;
+            let mut cursor = flat::open(rows, store.offset(), &query, part, self.most.rows, deadline).await?;
             while cursor.advance().await? {
                 self.add(vec![flat::row(cursor.current(), store.offset())?]);
             }

@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use vmwatch_api::{
     InstanceId, PageRoom,
-    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPosition, Rows, VM_ROW_KEYS},
+    metrics::{
+        FILESYSTEM_ROW_KEYS, Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPosition, Rows,
+        VM_ROW_KEYS,
+    },
 };
 
 use super::{Budget, Most, Newest, Only, Order, Query, Row, newest::two_hours_before};
@@ -44,6 +47,7 @@ impl RowStore {
         let columns: &[&str] = match page.kind {
             RowKind::Vm => &VM_ROW_KEYS,
             RowKind::Process => &PROCESS_ROW_KEYS,
+            RowKind::Filesystem => &FILESYSTEM_ROW_KEYS,
         };
         let mut query = Query::new(page.kind, page.instance, columns).without_sums();
         if let Some(cmd) = page.cmd {

@@ -145,11 +145,12 @@ impl<'a> Scan<'a> {
         budget: Budget,
         deadline: Deadline,
     ) -> Result<Self, MetricsError> {
-        let flat = if store.has_flat_rows(query.kind, deadline).await? {
-            let cursor = flat::open(store, &query, Dates::Within, 0, deadline).await?;
-            Some(Peek::new(cursor, deadline))
-        } else {
-            None
+        let flat = match store.flat_rows(query.kind, query.durable, deadline).await? {
+            Some(rows) => {
+                let cursor = flat::open(rows, store.offset(), &query, Dates::Within, 0, deadline).await?;
+                Some(Peek::new(cursor, deadline))
+            }
+            None => None,
         };
         Ok(Self {
             blocks: blocks(store, &query, BATCH, deadline).await?,

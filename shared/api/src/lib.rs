@@ -13,6 +13,7 @@ pub mod agents;
 pub mod audit;
 pub mod auth;
 pub mod events;
+pub mod filesystems;
 #[cfg(test)]
 mod forms;
 pub mod history;
@@ -199,6 +200,7 @@ pub const METHODS: &[MethodInfo] = &[
     processes::ProcessesAt::INFO,
     processes::ProcessHistory::INFO,
     processes::ProcessEvents::INFO,
+    filesystems::FilesystemsAt::INFO,
     rows::RowExport::INFO,
     process_search::ProcessSearch::INFO,
     lifecycle::Start::INFO,

@@ -27,6 +27,10 @@ pub const CONTENT_TYPE: &str = "Content-Type";
 pub const SAMPLE_PART_BYTES: usize = 512 * 1024;
 /// Maximum number of process rows in one sample part. Encoded by an agent, that many rows take some 60 KiB.
 pub const SAMPLE_PART_ROWS: usize = 5000;
+/// Maximum number of filesystem rows in one sample.
+pub const SAMPLE_FILESYSTEMS: usize = 64;
+/// Maximum length of a mount point in bytes.
+pub const MOUNT_POINT_BYTES: usize = 1024;
 /// Maximum number of bytes that an encoded sample part takes in memory when it is decoded.
 pub const SAMPLE_PART_DECODED_BYTES: usize = 4 << 20;
 /// Maximum size of a NATS message with one part of a sample, including headers. NATS closes the connection of an agent
@@ -84,6 +88,17 @@ pub const PROCESS_ROW_KEYS: [&str; 13] = [
     "_id",
     "cpu_util",
     "running_time",
+];
+
+/// The keys of a filesystem row in exports of the REST API.
+pub const FILESYSTEM_ROW_KEYS: [&str; 7] = [
+    "mount_point",
+    "filesystem",
+    "used_bytes",
+    "total_bytes",
+    "instance_id",
+    "create_date",
+    "_id",
 ];
 
 /// Maximum number of rows that a query may request.
@@ -347,6 +362,22 @@ pub struct Sample {
     /// How the agent measures processes that end between two samples; absent if there are no process rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub short_lived: Option<ShortLived>,
+    /// The filesystems of the VM, at most [`SAMPLE_FILESYSTEMS`]; only the first sample part contains them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filesystems: Vec<FilesystemSample>,
+}
+
+/// The values of a filesystem's row, as sent in a sample.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesystemSample {
+    /// Path at which the filesystem is mounted; at most [`MOUNT_POINT_BYTES`].
+    pub mount_point: String,
+    /// Type of the filesystem, such as `ext4` or `nfs4`.
+    pub filesystem: String,
+    /// Space in use, bytes.
+    pub used_bytes: u64,
+    /// Size of the filesystem, bytes.
+    pub total_bytes: u64,
 }
 
 /// How an agent measures the CPU time of processes that end between two samples.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{TimeRange, query},
-    metrics::{RowId, Rows},
+    metrics::{FILESYSTEM_ROW_KEYS, PROCESS_ROW_KEYS, RowId, Rows, VM_EXPORT_KEYS},
     processes::ProcessName,
 };
 use crate::wire::Fault;
@@ -20,6 +20,19 @@ pub enum RowKind {
     Vm,
     /// Its processes.
     Process,
+    /// Its filesystems.
+    Filesystem,
+}
+
+impl RowKind {
+    /// The keys of these rows in exports.
+    pub const fn export_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Vm => &VM_EXPORT_KEYS,
+            Self::Process => &PROCESS_ROW_KEYS,
+            Self::Filesystem => &FILESYSTEM_ROW_KEYS,
+        }
+    }
 }
 
 /// Selects the rows of some processes.

@@ -138,6 +138,7 @@ fn generated(activity: f64) -> Vec<Sample> {
                 vm_cpu: None,
                 sums: Vec::new(),
                 short_lived: None,
+                filesystems: Vec::new(),
                 vm: Some(VmSample {
                     cpu_util: Some(tenth(random() * 30.0)),
                     mem: Some(tenth(40.0 + random())),

@@ -96,7 +96,7 @@ impl<'a> Block<'a> {
         let date_count = reader.size(rows)?;
         let process_count = reader.size(rows)?;
         let in_range = (-86_400_000_000..=86_400_000_000).contains(&offset_micros);
-        if !in_range || (kind == Kind::Vm && process_count > 0) {
+        if !in_range || (!kind.is_grouped() && process_count > 0) {
             return Err(BlockError::Corrupt("its head has invalid values"));
         }
         let (columns, sections) = read_places(&mut reader, rows, limits.bytes)?;
@@ -131,7 +131,7 @@ impl<'a> Block<'a> {
         let samples = self.integers(layout::SAMPLES, self.rows)?;
         let samples: Option<Vec<u32>> = samples.into_iter().map(sample).collect();
         self.samples = samples.ok_or(BlockError::Corrupt("a row has no date"))?.into();
-        if self.kind == Kind::Process {
+        if self.kind.is_grouped() {
             let mut processes = Vec::with_capacity(self.rows);
             for (process, length) in (0..).zip(self.integers(layout::PROCESSES, self.process_count)?) {
                 let left = self.rows - processes.len();

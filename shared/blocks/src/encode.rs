@@ -5,7 +5,7 @@ use std::{io, ops::Range};
 use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
 use crate::{
-    Kind, MAGIC, MAX_ROWS, RowId, VERSION,
+    MAGIC, MAX_ROWS, RowId, VERSION,
     bytes::{push_signed, push_varint},
     column::push_cells,
     date::Date,
@@ -154,7 +154,7 @@ impl<'a> Chunk<'a> {
         let samples = samples.collect();
         let mut processes: Vec<Range<usize>> = Vec::new();
         let mut last = None;
-        if rows.kind == Kind::Process {
+        if rows.kind.is_grouped() {
             for (place, row) in order.iter().enumerate() {
                 let key = rows.key(*row);
                 match processes.last_mut() {
@@ -189,7 +189,7 @@ impl<'a> Chunk<'a> {
             layout::SAMPLES,
             integers(self.samples.iter().map(|sample| signed(*sample)).collect()),
         ));
-        if self.rows.kind == Kind::Process {
+        if self.rows.kind.is_grouped() {
             let lengths = self.processes.iter().map(|process| signed(process.len()));
             columns.push((layout::PROCESSES, integers(lengths.collect())));
         }

@@ -7,7 +7,8 @@ use crate::{Kind, RowError, Value};
 /// The `_id` of a row: the 12 bytes of an `ObjectId`.
 pub type RowId = [u8; 12];
 
-/// A pair of integers that is equal exactly for equal identities. It sorts rows by pid and start, and summed rows last.
+/// A pair of integers that is equal exactly for equal identities of one kind. It sorts rows by pid and start, and summed
+/// rows last.
 pub(crate) type Key = (u64, u64);
 
 /// What distinguishes the rows of one sample. A pid alone is not enough, because pids are reused even within a sample:
@@ -28,6 +29,11 @@ pub enum RowIdentity {
         /// The hash of name and user that [`RowIdentity::sum`] computes.
         hash: u64,
     },
+    /// A row with the values of one filesystem.
+    Filesystem {
+        /// The hash of the mount point that [`RowIdentity::filesystem`] computes.
+        hash: u64,
+    },
 }
 
 /// The part of the key that all summed rows share: greater than any pid.
@@ -43,35 +49,46 @@ impl RowIdentity {
             hash.update([0]);
             hash.update(user.as_bytes());
         }
-        let digest: [u8; 32] = hash.finalize().into();
         Self::Sum {
-            hash: u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default()),
+            hash: first_eight(hash),
         }
     }
 
-    /// The identity of a row of this kind with these fields. A process row without a pid is a summed row if it has the field
-    /// `processes`; `sum` returns that field, the name and the user.
-    pub fn of<'a>(
-        kind: Kind,
-        pid: Value<'_>,
-        running_time: Value<'_>,
-        sum: impl FnOnce() -> [Value<'a>; 3],
-    ) -> Result<Self, RowError> {
-        let pid = match (kind, pid) {
-            (Kind::Vm, _) => return Ok(Self::Vm),
-            (Kind::Process, Value::Missing) => {
-                return match sum() {
-                    [Value::Missing, ..] => Err(RowError::Pid),
-                    [_, Value::Text(name), Value::Text(user)] => Ok(Self::sum(name, Some(user))),
-                    [_, Value::Text(name), _] => Ok(Self::sum(name, None)),
+    /// The identity of the row of the filesystem with this mount point.
+    pub fn filesystem(mount_point: &str) -> Self {
+        Self::Filesystem {
+            hash: first_eight(Sha256::new_with_prefix(mount_point)),
+        }
+    }
+
+    /// The identity of a row of this kind whose fields `field` returns.
+    pub fn of<'a>(kind: Kind, field: impl Fn(&str) -> Value<'a>) -> Result<Self, RowError> {
+        match kind {
+            Kind::Vm => Ok(Self::Vm),
+            Kind::Process => Self::of_process(field),
+            Kind::Filesystem => match field("mount_point") {
+                Value::Text(mount_point) => Ok(Self::filesystem(mount_point)),
+                _ => Err(RowError::MountPoint),
+            },
+        }
+    }
+
+    /// The identity of a process row. A row without a pid is a summed row if it has the field `processes`.
+    fn of_process<'a>(field: impl Fn(&str) -> Value<'a>) -> Result<Self, RowError> {
+        let pid = match field("pid") {
+            Value::Missing => {
+                return match (field("processes"), field("cmd"), field("user")) {
+                    (Value::Missing, ..) => Err(RowError::Pid),
+                    (_, Value::Text(name), Value::Text(user)) => Ok(Self::sum(name, Some(user))),
+                    (_, Value::Text(name), _) => Ok(Self::sum(name, None)),
                     _ => Err(RowError::Pid),
                 };
             }
-            (Kind::Process, Value::Int32(pid)) => u32::try_from(pid).ok(),
-            (Kind::Process, Value::Int64(pid)) => u32::try_from(pid).ok(),
+            Value::Int32(pid) => u32::try_from(pid).ok(),
+            Value::Int64(pid) => u32::try_from(pid).ok(),
             _ => None,
         };
-        let started = match running_time {
+        let started = match field("running_time") {
             Value::Double(started) => started,
             Value::Int32(started) => f64::from(started),
             _ => 0.0,
@@ -85,6 +102,7 @@ impl RowIdentity {
             Self::Vm => (0, 0),
             Self::Process { pid, started } => (pid.into(), started.to_bits()),
             Self::Sum { hash } => (SUM_KEY, hash),
+            Self::Filesystem { hash } => (0, hash),
         }
     }
 
@@ -97,8 +115,15 @@ impl RowIdentity {
                 started: f64::from_bits(rest),
             },
             (Kind::Process, Err(_)) => Self::Sum { hash: rest },
+            (Kind::Filesystem, _) => Self::Filesystem { hash: rest },
         }
     }
+}
+
+/// The first eight bytes of a hash.
+fn first_eight(hash: Sha256) -> u64 {
+    let digest: [u8; 32] = hash.finalize().into();
+    u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default())
 }
 
 /// Computes the `_id` of a row: the Unix second of the sample, as in any `ObjectId`, followed by 8 bytes of a SHA-256
@@ -120,6 +145,10 @@ pub fn row_id(instance: &str, create_date: &str, unix_second: i64, identity: Row
         RowIdentity::Sum { hash: of_name } => {
             hash.update(b"sum");
             hash.update(of_name.to_be_bytes());
+        }
+        RowIdentity::Filesystem { hash: of_mount_point } => {
+            hash.update(b"filesystem");
+            hash.update(of_mount_point.to_be_bytes());
         }
     }
     let digest: [u8; 32] = hash.finalize().into();
@@ -163,8 +192,14 @@ mod tests {
 
     #[test]
     fn identity_of_a_process_is_its_pid_and_start() {
-        let no_name = || [Value::Missing; 3];
-        let key = |pid, start| RowIdentity::of(Kind::Process, pid, start, no_name).map(RowIdentity::key);
+        let key = |pid, start| {
+            let identity = RowIdentity::of(Kind::Process, |name| match name {
+                "pid" => pid,
+                "running_time" => start,
+                _ => Value::Missing,
+            });
+            identity.map(RowIdentity::key)
+        };
         let double = key(Value::Int32(7), Value::Double(5.0));
         assert_eq!(double, key(Value::Int64(7), Value::Int32(5)));
         assert_ne!(double, key(Value::Int32(7), Value::Null));
@@ -181,8 +216,11 @@ mod tests {
     #[test]
     fn identity_of_a_summed_row_is_its_name_and_user() {
         let sum = |name, user| {
-            let identity = RowIdentity::of(Kind::Process, Value::Missing, Value::Missing, || {
-                [Value::Null, name, user]
+            let identity = RowIdentity::of(Kind::Process, |field| match field {
+                "processes" => Value::Null,
+                "cmd" => name,
+                "user" => user,
+                _ => Value::Missing,
             });
             identity.unwrap()
         };
@@ -201,5 +239,34 @@ mod tests {
                 .iter()
                 .all(|other| { row_id("vm-1", "2017-01-01T21:37:59.001065", 0x5869_0637, *other) != id })
         );
+    }
+
+    #[test]
+    fn identity_of_a_filesystem_is_its_mount_point() {
+        let of = |mount_point| {
+            RowIdentity::of(Kind::Filesystem, |field| match field {
+                "mount_point" => mount_point,
+                _ => Value::Missing,
+            })
+        };
+        let root = of(Value::Text("/")).unwrap();
+        assert_eq!(
+            RowIdentity::of_key(Kind::Filesystem, root.key()).key(),
+            root.key()
+        );
+        assert_ne!(of(Value::Text("/var")).unwrap().key(), root.key());
+        for missing in [Value::Missing, Value::Null, Value::Int64(1)] {
+            assert!(matches!(of(missing), Err(RowError::MountPoint)));
+        }
+        let id = |identity| row_id("vm-1", "2017-01-01T21:37:59.001065", 0x5869_0637, identity);
+        // Otherwise rows that are redelivered after an upgrade would be stored twice.
+        assert_eq!(
+            id(root),
+            [
+                0x58, 0x69, 0x06, 0x37, 0xa6, 0x1c, 0xf0, 0xde, 0x2e, 0xba, 0xba, 0x2d
+            ]
+        );
+        assert_ne!(id(root), id(RowIdentity::Vm));
+        assert_ne!(id(root), id(RowIdentity::filesystem("/var")));
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     date::Date,
     id::{Key, row_id},
     layout,
-    value::{Type, Value},
+    value::Value,
 };
 
 /// Returns the `_id` of each row of a block. Most are computed when they are asked for.
@@ -19,16 +19,19 @@ pub struct Ids {
     starts: Column,
     /// Numbers of processes, names and users, which only summed rows need.
     sums: [Column; 3],
+    mount_points: Column,
     stored: (Column, Column),
 }
 
 impl Block<'_> {
     /// Decodes what the `_id`s depend on. `instance` is the VM of the block.
     pub fn ids(&mut self, instance: &str) -> Result<Ids, BlockError> {
-        let (pids, starts) = match self.kind() {
-            Kind::Vm => (Column::default(), Column::default()),
-            Kind::Process => (self.column("pid")?, self.column("running_time")?),
-        };
+        let (mut pids, mut starts, mut mount_points) = Default::default();
+        match self.kind() {
+            Kind::Vm => {}
+            Kind::Process => (pids, starts) = (self.column("pid")?, self.column("running_time")?),
+            Kind::Filesystem => mount_points = self.column("mount_point")?,
+        }
         let has_sums = self.kind() == Kind::Process
             && (0..self.len()).any(|row| matches!(pids.get(row), Value::Missing));
         let sums = if has_sums {
@@ -48,12 +51,13 @@ impl Block<'_> {
             pids,
             starts,
             sums,
+            mount_points,
             stored: (self.column(layout::ID_TIME)?, self.column(layout::ID_REST)?),
         };
         if (0..self.len()).all(|row| ids.identity(row).is_some()) {
             Ok(ids)
         } else {
-            Err(BlockError::Corrupt("a row has no valid pid"))
+            Err(BlockError::Corrupt("a row has no valid pid or mount point"))
         }
     }
 }
@@ -98,13 +102,16 @@ impl Ids {
     }
 
     fn identity(&self, row: usize) -> Option<RowIdentity> {
-        let start = self.starts.cell(row);
-        let start = if start.kind == Type::Text {
-            Value::Null
-        } else {
-            start.value(|_| "")
-        };
-        let sum = || self.sums.each_ref().map(|column| column.get(row));
-        RowIdentity::of(self.kind, self.pids.get(row), start, sum).ok()
+        let [processes, names, users] = &self.sums;
+        let identity = RowIdentity::of(self.kind, |field| match field {
+            "pid" => self.pids.get(row),
+            "running_time" => self.starts.get(row),
+            "processes" => processes.get(row),
+            "cmd" => names.get(row),
+            "user" => users.get(row),
+            "mount_point" => self.mount_points.get(row),
+            _ => Value::Missing,
+        });
+        identity.ok()
     }
 }

@@ -63,6 +63,8 @@ pub enum Kind {
     Vm,
     /// Rows of its processes.
     Process,
+    /// Rows of its filesystems.
+    Filesystem,
 }
 
 impl Kind {
@@ -71,6 +73,7 @@ impl Kind {
         match self {
             Self::Vm => 1,
             Self::Process => 2,
+            Self::Filesystem => 3,
         }
     }
 
@@ -79,8 +82,15 @@ impl Kind {
         match code {
             1 => Some(Self::Vm),
             2 => Some(Self::Process),
+            3 => Some(Self::Filesystem),
             _ => None,
         }
+    }
+
+    /// Whether a sample has several rows of this kind, which blocks group by what they describe. In the names of this
+    /// crate, a mount point is also a process.
+    pub(crate) const fn is_grouped(self) -> bool {
+        !matches!(self, Self::Vm)
     }
 }
 
@@ -116,6 +126,9 @@ pub enum RowError {
     /// The row has no pid, or an invalid one.
     #[error("pid must be an integer from 0 to 4294967295")]
     Pid,
+    /// The row of a filesystem has no mount point.
+    #[error("mount_point must be a text")]
+    MountPoint,
     /// A field appears twice, has a name that is not allowed, or is one more than a block can hold.
     #[error("a block cannot hold a field of the row, because of its name or because there are too many")]
     Field,

@@ -108,6 +108,7 @@ impl Rows {
     ) -> Result<RowIdentity, RowError> {
         let (mut pid, mut running_time) = (Value::Missing, Value::Missing);
         let (mut name, mut user, mut processes) = (Value::Missing, Value::Missing, Value::Missing);
+        let mut mount_point = Value::Missing;
         for (place, (field, value)) in fields.into_iter().enumerate() {
             match field {
                 "cmd" => name = value,
@@ -115,6 +116,7 @@ impl Rows {
                 "processes" => processes = value,
                 "pid" => pid = value,
                 "running_time" => running_time = value,
+                "mount_point" => mount_point = value,
                 _ => {}
             }
             if matches!(value, Value::Text(text) if text.len() > MAX_TEXT) {
@@ -135,7 +137,15 @@ impl Rows {
                 column.cells.push(cell);
             }
         }
-        RowIdentity::of(self.kind, pid, running_time, || [processes, name, user])
+        RowIdentity::of(self.kind, |field| match field {
+            "pid" => pid,
+            "running_time" => running_time,
+            "processes" => processes,
+            "cmd" => name,
+            "user" => user,
+            "mount_point" => mount_point,
+            _ => Value::Missing,
+        })
     }
 
     /// The place of a column, which is added if there is none.

@@ -3,8 +3,8 @@
 use vmwatch_api::{
     InstanceId,
     metrics::{
-        CpuSeconds, ProcessOwner, ProcessSample, Restriction, SAMPLE_PART_DECODED_BYTES, SAMPLE_PART_ROWS,
-        Sample, ShortLived, SumSample, SystemSample, VmSample,
+        CpuSeconds, FilesystemSample, ProcessOwner, ProcessSample, Restriction, SAMPLE_FILESYSTEMS,
+        SAMPLE_PART_DECODED_BYTES, SAMPLE_PART_ROWS, Sample, ShortLived, SumSample, SystemSample, VmSample,
     },
     time::CreateDate,
 };
@@ -50,7 +50,7 @@ pub fn encode_sample(sample: &Sample, encoder: &mut Encoder) -> Result<Vec<u8>, 
     push_varint(&mut bytes, sample.part.into());
     bytes.extend_from_slice(&sample.net_incoming.to_le_bytes());
     bytes.extend_from_slice(&sample.net_outgoing.to_le_bytes());
-    for rows in [vm_rows(sample)?, process_rows(sample)?] {
+    for rows in [vm_rows(sample)?, process_rows(sample)?, filesystem_rows(sample)?] {
         let block = encoder.encode(&rows).pop();
         let block = block.map(|block| block.bytes).unwrap_or_default();
         push_varint(&mut bytes, block.len() as u64);
@@ -162,6 +162,22 @@ fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
     Ok(rows)
 }
 
+fn filesystem_rows(sample: &Sample) -> Result<Rows, RowError> {
+    let mut rows = Rows::new(Kind::Filesystem, sample.instance_id.as_str(), 0);
+    // No filesystem is as large as the largest integer (8 EiB).
+    let bytes = |bytes: u64| Value::Int64(i64::try_from(bytes).unwrap_or(i64::MAX));
+    for filesystem in &sample.filesystems {
+        let fields = [
+            ("mount_point", Value::Text(&filesystem.mount_point)),
+            ("filesystem", Value::Text(&filesystem.filesystem)),
+            ("used_bytes", bytes(filesystem.used_bytes)),
+            ("total_bytes", bytes(filesystem.total_bytes)),
+        ];
+        rows.push(sample.create_date.as_str(), None, None, fields)?;
+    }
+    Ok(rows)
+}
+
 /// A flag that most rows do not have.
 const fn flag(is_set: bool) -> Value<'static> {
     if is_set { Value::Bool(true) } else { Value::Missing }
@@ -189,7 +205,7 @@ fn read_head(reader: &mut Reader<'_>) -> Result<SampleHead, BlockError> {
     })
 }
 
-/// Decodes a sample. The limits apply to its process rows.
+/// Decodes a sample. The limits apply to its process rows; of the other kinds, it has fewer.
 pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError> {
     let mut reader = Reader(unseal(bytes, MAGIC, VERSION)?);
     let head = read_head(&mut reader)?;
@@ -213,6 +229,14 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         vm_cpu,
         short_lived,
     } = of_processes;
+    let few = Limits {
+        rows: SAMPLE_FILESYSTEMS,
+        ..limits
+    };
+    let filesystems = match read_block(&mut reader, Kind::Filesystem, few)? {
+        Some(mut block) => filesystem_samples(&mut block)?,
+        None => Vec::new(),
+    };
     reader.end()?;
     Ok(Sample {
         instance_id: head.instance_id,
@@ -225,6 +249,7 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         processes,
         sums,
         short_lived,
+        filesystems,
     })
 }
 
@@ -385,6 +410,24 @@ fn sum_samples(block: &mut Block<'_>) -> Result<Vec<SumSample>, BlockError> {
     Ok(sums)
 }
 
+/// The filesystems, sorted by mount point.
+fn filesystem_samples(block: &mut Block<'_>) -> Result<Vec<FilesystemSample>, BlockError> {
+    let (mount_point, kind) = (block.column("mount_point")?, block.column("filesystem")?);
+    let (used, total) = (block.column("used_bytes")?, block.column("total_bytes")?);
+    let filesystem = |row| {
+        Ok(FilesystemSample {
+            mount_point: read_text(&mount_point, row)?,
+            filesystem: read_text(&kind, row)?,
+            used_bytes: bytes(&used, row)?,
+            total_bytes: bytes(&total, row)?,
+        })
+    };
+    let filesystems: Result<Vec<FilesystemSample>, _> = (0..block.len()).map(filesystem).collect();
+    let mut filesystems = filesystems?;
+    filesystems.sort_by(|one, other| one.mount_point.cmp(&other.mount_point));
+    Ok(filesystems)
+}
+
 /// How short-lived processes were measured, which all process rows of a sample have.
 fn short_lived(block: &mut Block<'_>) -> Result<Option<ShortLived>, BlockError> {
     match block.column("short_lived")?.get(0) {
@@ -431,6 +474,13 @@ fn read_text(column: &Column, row: usize) -> Result<String, BlockError> {
 fn count(column: &Column, row: usize) -> Result<u32, BlockError> {
     match column.get(row) {
         Value::Int64(number) => u32::try_from(number).map_err(|_| wrong_type()),
+        _ => Err(wrong_type()),
+    }
+}
+
+fn bytes(column: &Column, row: usize) -> Result<u64, BlockError> {
+    match column.get(row) {
+        Value::Int64(number) => u64::try_from(number).map_err(|_| wrong_type()),
         _ => Err(wrong_type()),
     }
 }

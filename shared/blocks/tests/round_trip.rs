@@ -315,6 +315,64 @@ fn computed_ids_take_no_space_and_others_are_kept() {
     assert!(size(|_| Some([7; 12])) > size(|_| None));
 }
 
+/// Rows of three filesystems, one sample per minute. One of them is written to, one grows at times, and one never changes.
+fn filesystems(minutes: i64) -> Rows {
+    let mut rows = Rows::new(Kind::Filesystem, INSTANCE, OFFSET);
+    for minute in 0..minutes {
+        let date = format!("2017-01-01T21:{minute:02}:00.{:06}", minute * 7919 % 1500);
+        let written = (minute * minute * 7919 % 65_536) * 4096;
+        for (mount_point, kind, used) in [
+            ("/", "ext4", 5_368_709_120 + written),
+            ("/home", "ext4", 1_073_741_824 + minute / 10 * 262_144),
+            ("/boot/efi", "vfat", 6_291_456),
+        ] {
+            let fields = [
+                ("mount_point", Value::Text(mount_point)),
+                ("filesystem", Value::Text(kind)),
+                ("used_bytes", Value::Int64(used)),
+                ("total_bytes", Value::Int64(42_949_672_960)),
+            ];
+            rows.push(&date, None, None, fields).unwrap();
+        }
+    }
+    rows
+}
+
+#[test]
+fn rows_of_filesystems_take_few_bytes_and_are_grouped_by_mount_point() {
+    let rows = filesystems(60);
+    let bytes = encode(&rows).remove(0).bytes;
+    let sample = encode(&filesystems(1)).remove(0).bytes;
+    println!(
+        "an hour of 180 rows takes {} bytes, a sample of 3 rows {}",
+        bytes.len(),
+        sample.len()
+    );
+    assert!(bytes.len() <= 3 * rows.len(), "{} bytes", bytes.len());
+    let mut block = Block::open(&bytes, LIMITS).unwrap();
+    assert_eq!(block.kind(), Kind::Filesystem);
+    let mount_points = block.column("mount_point").unwrap();
+    let found: Vec<String> = (0..180)
+        .map(|row| format!("{:?}", mount_points.get(row)))
+        .collect();
+    assert_eq!(found.chunk_by(|one, other| one == other).count(), 3);
+    let ids = block.ids(INSTANCE).unwrap();
+    let mut found: Vec<RowId> = (0..180).map(|row| ids.get(row)).collect();
+    let mut expected = rows.ids();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    // A row without a mount point is refused.
+    let mut rows = filesystems(1);
+    let refused = rows.push(
+        "2017-01-01T21:00:00",
+        None,
+        None,
+        [("used_bytes", Value::Int64(1))],
+    );
+    assert_eq!((refused, rows.len()), (Err(RowError::MountPoint), 3));
+}
+
 #[test]
 fn rows_that_no_block_can_hold_are_rejected_and_change_nothing() {
     let mut rows = many(2);

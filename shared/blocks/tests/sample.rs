@@ -1,6 +1,8 @@
 //! A sample is decoded exactly as it was encoded for the bus.
 #![expect(clippy::unwrap_used, reason = "a test may end with a panic")]
 
+use std::collections::BTreeMap;
+
 use proptest::{
     array::{uniform3, uniform4, uniform6},
     collection::vec,
@@ -8,8 +10,8 @@ use proptest::{
     prelude::*,
 };
 use vmwatch_api::metrics::{
-    CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, ShortLived, SumSample, SystemSample,
-    VmSample,
+    CpuSeconds, FilesystemSample, ProcessOwner, ProcessSample, Restriction, Sample, ShortLived, SumSample,
+    SystemSample, VmSample,
 };
 use vmwatch_blocks::{
     BlockError, Encoder, Limits, SAMPLE_LIMITS, SampleHead, decode_sample, encode_sample, sample_head,
@@ -150,9 +152,10 @@ fn sample() -> impl Strategy<Value = Sample> {
         option::of(uniform3(measure())),
         0_u32..9,
         sums(),
+        filesystems(),
     )
         .prop_map(
-            |(vm, mut processes, net_incoming, net_outgoing, vm_cpu, part, sums)| {
+            |(vm, mut processes, net_incoming, net_outgoing, vm_cpu, part, sums, filesystems)| {
                 processes.sort_by_key(|process| (process.pid, process.running_time.to_bits()));
                 processes.dedup_by_key(|process| (process.pid, process.running_time.to_bits()));
                 Sample {
@@ -169,9 +172,30 @@ fn sample() -> impl Strategy<Value = Sample> {
                     short_lived: (!sums.is_empty()).then_some(ShortLived::Recorded),
                     processes,
                     sums,
+                    filesystems,
                 }
             },
         )
+}
+
+/// Filesystems with different mount points, sorted by them.
+fn filesystems() -> impl Strategy<Value = Vec<FilesystemSample>> {
+    let filesystem = (any::<String>(), "ext4|nfs4", 0..1_u64 << 62, 0..1_u64 << 62);
+    vec(filesystem, 0..5).prop_map(|filesystems| {
+        let by_mount_point: BTreeMap<_, _> = filesystems
+            .into_iter()
+            .map(|(mount_point, filesystem, used_bytes, total_bytes)| {
+                let row = FilesystemSample {
+                    mount_point: mount_point.clone(),
+                    filesystem,
+                    used_bytes,
+                    total_bytes,
+                };
+                (mount_point, row)
+            })
+            .collect();
+        by_mount_point.into_values().collect()
+    })
 }
 
 fn encode(sample: &Sample) -> Vec<u8> {
@@ -192,6 +216,7 @@ proptest! {
         let mut reversed = sample;
         reversed.processes.reverse();
         reversed.sums.reverse();
+        reversed.filesystems.reverse();
         prop_assert_eq!(encode(&reversed), bytes);
     }
 
@@ -244,6 +269,7 @@ fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
         vm_cpu: None,
         sums: Vec::new(),
         short_lived: None,
+        filesystems: Vec::new(),
         vm: None,
         processes,
     };

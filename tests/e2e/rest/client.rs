@@ -232,6 +232,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
         vm_cpu: None,
         sums: Vec::new(),
         short_lived: None,
+        filesystems: Vec::new(),
         vm: Some(VmSample {
             cpu_util: Some(cpu_util),
             mem: Some(20.0),

@@ -55,10 +55,12 @@ pub fn sample(message: &[u8]) {
     let offset: UtcOffset = "+08:00".parse().expect("the offset is valid");
     if let Ok(documents) = Documents::from_sample(&sample, offset, SystemTime::now()) {
         // An impossible row is refused alone, unless more than half of the rows are impossible.
-        let (vms, processes) = (documents.vms.len(), documents.processes.len());
-        assert!(vms <= usize::from(sample.vm.is_some()) && processes <= sample.processes.len());
-        let rows = usize::from(sample.vm.is_some()) + sample.processes.len();
-        assert!((vms + processes) * 2 >= rows);
+        let processes = sample.processes.len() + sample.sums.len();
+        assert!(documents.vms.len() <= usize::from(sample.vm.is_some()));
+        assert!(documents.processes.len() <= processes);
+        assert!(documents.filesystems.len() <= sample.filesystems.len());
+        let rows = usize::from(sample.vm.is_some()) + processes + sample.filesystems.len();
+        assert!(documents.rows() * 2 >= rows);
     }
 }
 

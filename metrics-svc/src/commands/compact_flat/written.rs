@@ -43,7 +43,9 @@ impl Written {
     /// Deletes the flat rows that can be read from blocks.
     pub(super) async fn delete_flat(&self, store: &RowStore) -> Result<Deleted, MetricsError> {
         let readable = self.readable(store).await?;
-        let flat = store.collection(self.kind);
+        let Some(flat) = store.collection(self.kind) else {
+            return Ok(Deleted { rows: 0, unread: 0 });
+        };
         let (first, last) = &self.dates;
         let mut found = flat
             .find(doc! { "instance_id": self.instance.as_str(), "create_date": { "$gte": first, "$lte": last } })

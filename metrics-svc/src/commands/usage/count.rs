@@ -125,7 +125,7 @@ impl Count {
             final_bytes: self.undated.bytes,
             ..Growth::default()
         };
-        for kind in [RowKind::Vm, RowKind::Process] {
+        for kind in RowKind::ALL {
             let (mut all, mut compacted) = (Total::default(), Total::default());
             for (_, total) in self.totals.iter().filter(|((name, _), _)| name == kind.name()) {
                 all.merge(*total);
