@@ -4,12 +4,15 @@ use std::{
     collections::HashSet,
     fs,
     os::unix::fs::symlink,
+    process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use vmwatch_api::{Role, Scope};
+
+use crate::rest::client::Api;
 
 /// Reads the rows of this machine through the gateway, as an API client does.
 struct Reader<'a> {
@@ -143,6 +146,7 @@ async fn agent_reports_process_until_it_ends() {
     })
     .await;
     assert_sample_of_this_machine(&sample.0, &sample.1, burner.id());
+    assert_filesystems_of_this_machine(&stack).await;
 
     let before_end = now();
     burner.kill9();
@@ -195,6 +199,57 @@ async fn agent_reports_process_until_it_ends() {
     );
     let dates: HashSet<_> = all.iter().map(|row| row["create_date"].to_string()).collect();
     assert_eq!(dates.len(), all.len(), "each sample contains the process once");
+}
+
+/// Asserts that the REST API answers the root filesystem of this machine if that is on a disk, as the kernel describes it.
+async fn assert_filesystems_of_this_machine(stack: &Stack) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let kind = mounts.lines().rev().find_map(|line| {
+        let words: Vec<_> = line.split(' ').collect();
+        let dash = words.iter().position(|word| *word == "-").unwrap();
+        (words[4] == "/").then(|| words[dash + 1].to_owned())
+    });
+    let on_disk = kind.filter(|kind| ["ext4", "xfs", "btrfs"].contains(&kind.as_str()));
+    let size = Command::new("stat")
+        .args(["-f", "-c", "%b %S", "/"])
+        .output()
+        .unwrap()
+        .stdout;
+    let size = String::from_utf8(size).unwrap();
+    let size: Vec<u64> = size
+        .split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect();
+    let api = Api::with(stack, Role::Viewer, Scope::All).await;
+    let path = format!("/vms/{THIS_MACHINE}/filesystems");
+    eventually(
+        "the filesystems of this machine are stored",
+        PATIENCE,
+        async || {
+            let found = api.read(&path).await;
+            let root = found["filesystems"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|row| row["mount_point"] == "/");
+            match (root, &on_disk) {
+                (None, None) => Ok(()),
+                (Some(root), Some(kind)) => {
+                    assert_eq!(
+                        (&root["filesystem"], &root["total_bytes"]),
+                        (&json!(kind), &json!(size[0] * size[1]))
+                    );
+                    assert!(
+                        root["used_bytes"].as_u64().unwrap() <= size[0] * size[1],
+                        "{root}"
+                    );
+                    Ok(())
+                }
+                _ => Err(found.to_string()),
+            }
+        },
+    )
+    .await;
 }
 
 /// Asserts that the sample contains all processes of this machine, and that its VM row agrees with `/proc`.

@@ -11,6 +11,7 @@ mod caller;
 mod cursors;
 mod events;
 mod extract;
+mod filesystems;
 mod labels;
 mod measures;
 mod middleware;
@@ -69,6 +70,7 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(processes::table))
         .routes(routes!(processes::history))
         .routes(routes!(processes::events))
+        .routes(routes!(filesystems::filesystems))
         .routes(routes!(process_search::search))
         .routes(routes!(actions::act))
         .routes(routes!(actions::act_on_several))

@@ -7,7 +7,10 @@ use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{InstanceId, Role, Scope, time::unix_millis};
 
 use super::client::{Api, process, publish, rfc3339, sample, stack};
-use crate::rows::{process_row, store_processes};
+use crate::{
+    history_support::filesystem,
+    rows::{process_row, store_processes},
+};
 
 const SAMPLES: u64 = 40;
 const PROCESSES: u32 = 120;
@@ -20,6 +23,7 @@ async fn publish_samples(stack: &Stack, base: u64) -> String {
             .map(|pid| process("worker", pid, 1.0, base))
             .collect();
         sample.processes.push(process("=1+\"1\",2", 500, 2.5, base));
+        sample.filesystems = vec![filesystem("/", 40 << 30), filesystem("/mnt/a,b", 8 << 40)];
         publish(stack, &sample).await;
     }
     format!("from={}&to={}", rfc3339(base), rfc3339(base + SAMPLES * 5000))
@@ -47,6 +51,44 @@ fn rows_of(lines: &str) -> Vec<Value> {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
+}
+
+/// Asserts that the filesystems of the samples are exported, and answered for a moment. Only the REST API has them.
+async fn assert_filesystems(stack: &Stack, api: &Api, base: u64, range: &str) {
+    let (csv, _) = export(api, &format!("/vms/vm-1/rows?kind=filesystem&format=csv&{range}")).await;
+    assert!(csv.starts_with("mount_point,filesystem,used_bytes,total_bytes,instance_id,create_date,_id\r\n"));
+    assert_eq!(
+        csv.matches("\r\n/,ext4,21474836480,42949672960,vm-1,").count(),
+        40
+    );
+    assert_eq!(
+        csv.matches("\r\n\"/mnt/a,b\",ext4,4398046511104,8796093022208,vm-1,")
+            .count(),
+        40
+    );
+    let newest = api.read("/vms/vm-1/filesystems").await;
+    let root = json!({ "mount_point": "/", "filesystem": "ext4", "used_bytes": 20_u64 << 30, "total_bytes": 40_u64 << 30 });
+    assert_eq!(
+        (
+            &newest["filesystems"][0],
+            newest["filesystems"].as_array().unwrap().len()
+        ),
+        (&root, 2)
+    );
+    assert_eq!(newest["at"], rfc3339(base + (SAMPLES - 1) * 5000));
+    let earlier = api
+        .read(&format!("/vms/vm-1/filesystems?at={}", rfc3339(base + 7000)))
+        .await;
+    assert_eq!(earlier["at"], rfc3339(base + 5000));
+    let none = json!({ "at": null, "filesystems": [] });
+    assert_eq!(
+        api.read(&format!("/vms/vm-1/filesystems?at={}", rfc3339(base - 1)))
+            .await,
+        none
+    );
+    let mine = Scope::Only(vec!["mine".parse::<InstanceId>().unwrap()]);
+    let limited = Api::with(stack, Role::Admin, mine).await;
+    assert_eq!(limited.read("/vms/vm-1/filesystems").await, none);
 }
 
 #[tokio::test]
@@ -114,6 +156,8 @@ async fn rows_are_exported_completely_in_pages_as_json_lines_and_csv() {
     );
     assert!(lines[1].ends_with(",2,4,,1.25,,12.5,,"), "{}", lines[1]);
 
+    assert_filesystems(&stack, &api, base, &range).await;
+
     // Flat rows of the same moment are on several pages too.
     let date = "2017-01-01T21:37:59.001065";
     store_processes(&stack, (0..5000).map(|pid| process_row("old", date, "old", pid))).await;
@@ -142,6 +186,7 @@ async fn rows_are_exported_completely_in_pages_as_json_lines_and_csv() {
     for query in [
         "kind=process&name=a&pid=1",
         "name=a",
+        "kind=filesystem&name=a",
         "from=2017-01-02T00:00:00Z&to=2017-01-01T00:00:00Z",
     ] {
         api.get(&format!("/vms/vm-1/rows?{query}"))

@@ -107,6 +107,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             Viewer,
         ),
         ("metrics.process.events", events, Viewer),
+        ("metrics.filesystem.at", at.clone(), Viewer),
         ("metrics.rows.export", rows, Viewer),
         ("metrics.process.search", search, Viewer),
         ("lifecycle.start", at.clone(), Operator),
@@ -193,6 +194,7 @@ fn routes() -> Vec<Route> {
             Viewer,
         ),
         ("GET", "/vms/{instance_id}/processes/events", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/filesystems", none.clone(), Viewer),
         ("GET", "/processes?name=x", none.clone(), Viewer),
         ("POST", "/vms/{instance_id}/actions", start.clone(), Operator),
         (
