@@ -1,6 +1,7 @@
 // Story: an operator finds the process that uses the CPU, now and at a past moment.
 import { readFileSync } from "node:fs";
 import { check, command, figure, setting, signIn, story, until, url } from "./browser.mjs";
+import { showsFilesystems } from "./filesystems.mjs";
 import { showsGroups } from "./groups.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
@@ -138,5 +139,7 @@ await story(async (page) => {
   check((await first.locator("th").innerText()).startsWith("\u2401"), "control characters are shown as symbols");
   await page.getByRole("button", { name: "Name", exact: true }).click();
   await until("one group has all 1,000 processes", async () => /1,000/.test(await page.locator("table.grouped .group .count").innerText()));
-  await showsGroups(page, await command("shop"));
+  const shop = await command("shop");
+  await showsGroups(page, shop);
+  await showsFilesystems(page, shop);
 });

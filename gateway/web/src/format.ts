@@ -37,8 +37,11 @@ export const sum = (one: number | null, other: number | null): number | null =>
   one === null || other === null ? null : one + other;
 
 /** Formats a rate given in KiB/s with the largest suitable unit. */
-export function rate(kib: number): string {
-  const units = ["KiB/s", "MiB/s", "GiB/s", "TiB/s"];
+export const rate = (kib: number): string => inLargestUnit(kib, ["KiB/s", "MiB/s", "GiB/s", "TiB/s"]);
+/** Formats a size given in bytes with the largest suitable unit. */
+export const bytes = (size: number): string => inLargestUnit(size / 1024, ["KiB", "MiB", "GiB", "TiB", "PiB"]);
+
+function inLargestUnit(kib: number, units: string[]): string {
   let value = kib;
   let unit = 0;
   while (value >= 1000 && unit < units.length - 1) {

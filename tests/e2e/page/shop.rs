@@ -2,7 +2,7 @@
 
 use testkit::Stack;
 use vmwatch_api::{
-    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction},
+    metrics::{CpuSeconds, FilesystemSample, ProcessOwner, ProcessSample, Restriction},
     time::unix_millis,
 };
 
@@ -92,6 +92,16 @@ const KINDS: [Kind; 13] = [
     ("logrotate", 1, 0.0, 0.0, "root", Some("logrotate.service"), None),
 ];
 
+/// Mount point, type, used space and size of each filesystem, in GiB.
+const FILESYSTEMS: [(&str, &str, u64, u64); 6] = [
+    ("/", "ext4", 12, 40),
+    ("/backup", "nfs4", 0, 8192),
+    ("/boot/efi", "vfat", 1, 4),
+    ("/srv/images", "ext4", 180, 250),
+    ("/var/lib/containerd", "ext4", 61, 80),
+    ("/var/lib/postgresql", "xfs", 94, 100),
+];
+
 /// Publishes a sample of the VM, whose processes explain 86 % of its CPU time.
 pub(super) async fn publish_shop(stack: &Stack) {
     let now = unix_millis();
@@ -100,6 +110,7 @@ pub(super) async fn publish_shop(stack: &Stack) {
         (vm.proc, vm.restricted) = (None, Some(Restriction::Hidepid));
     }
     body.processes = processes(now);
+    body.filesystems = FILESYSTEMS.map(filesystem).to_vec();
     let explained: f64 = body
         .processes
         .iter()
@@ -113,6 +124,15 @@ pub(super) async fn publish_shop(stack: &Stack) {
     });
     publish(stack, &body).await;
     stored(stack).await;
+}
+
+fn filesystem((mount_point, kind, used, total): (&str, &str, u64, u64)) -> FilesystemSample {
+    FilesystemSample {
+        mount_point: mount_point.to_owned(),
+        filesystem: kind.to_owned(),
+        used_bytes: used << 30,
+        total_bytes: total << 30,
+    }
 }
 
 fn processes(now_ms: u64) -> Vec<ProcessSample> {

@@ -1,6 +1,6 @@
 //! Dialog that downloads the stored samples of a VM in the time range of the charts, page by page.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { api, ask } from "../../api/client";
+import { api, ask, type Schemas } from "../../api/client";
 import { READ_TIMEOUT_MS } from "../../api/resource";
 import { visible } from "../../format";
 import { t } from "../../i18n";
@@ -11,6 +11,11 @@ import type { Range } from "./range";
 /** Maximum size of a file, because the browser may keep it in memory. */
 const MAX_BYTES = 256 * 1024 * 1024;
 const MIB = 1024 * 1024;
+
+type Kind = Schemas["RowKind"];
+/** The part of a file's name that says what is in it. */
+const NAMES: Record<Kind, string> = { vm: "vm", process: "processes", filesystem: "filesystems" };
+const KINDS = ["vm", "process", "filesystem"] as const;
 
 type Format = "csv" | "json_lines";
 const EXTENSIONS: Record<Format, string> = { csv: "csv", json_lines: "jsonl" };
@@ -40,7 +45,7 @@ function DownloadDialog({ id, name, range, close }: { id: string; name: string; 
     const format: Format = form.get("format") === "csv" ? "csv" : "json_lines";
     const query = {
       from, to, format,
-      kind: what === "vm" ? "vm" as const : "process" as const,
+      kind: KINDS.find((kind) => kind === what) ?? "process",
       ...(what === "name" && process !== null && { name: process }),
     };
     const parts: Blob[] = [];
@@ -53,7 +58,7 @@ function DownloadDialog({ id, name, range, close }: { id: string; name: string; 
       setBytes(size);
       cursor = page.next;
     }
-    save(new Blob(parts), `${name}-${what === "vm" ? "vm" : "processes"}-${from.slice(0, 10)}.${EXTENSIONS[format]}`);
+    save(new Blob(parts), `${name}-${NAMES[query.kind]}-${from.slice(0, 10)}.${EXTENSIONS[format]}`);
   };
 
   return (
@@ -63,6 +68,7 @@ function DownloadDialog({ id, name, range, close }: { id: string; name: string; 
         <select name="what">
           <option value="vm">{texts.vm}</option>
           <option value="process">{texts.processes}</option>
+          <option value="filesystem">{texts.filesystems}</option>
           {process !== null && <option value="name" selected>{texts.named(visible(process))}</option>}
         </select>
       </label>
@@ -80,7 +86,7 @@ function DownloadDialog({ id, name, range, close }: { id: string; name: string; 
 }
 
 interface Query {
-  kind: "vm" | "process";
+  kind: Kind;
   from: string;
   to: string;
   format: Format;

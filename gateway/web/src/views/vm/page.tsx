@@ -11,6 +11,7 @@ import { route } from "../../router";
 import { FaultNotes } from "../agent-faults";
 import { Charts } from "./charts";
 import { Download } from "./download";
+import { Filesystems } from "./filesystems";
 import { Header } from "./header";
 import { ProcessHistory } from "./process-history";
 import { ProcessTable } from "./process-table";
@@ -57,6 +58,7 @@ export function VmPage({ id }: { id: string }) {
   // For a point of the chart, show the processes at the end of its time bucket, because each sample covers the interval
   // before it.
   const moment = (at: number) => Math.min(at + stepMs, Date.now());
+  const selected = { hover, moment, pinned: range.pin, live: range.live, to: range.to };
   const charted = history.columns && history.columns.at.length > 0;
   return (
     <>
@@ -76,9 +78,8 @@ export function VmPage({ id }: { id: string }) {
         <Loading rows={4} />
       )}
       <ProcessHistory id={id} range={shown} chosen={range} hover={hover} click={(at) => pin(shown, moment(at))} />
-      <ProcessTable
-        id={id} restricted={vm.data.sample?.restricted ?? null} hover={hover} moment={moment} pinned={range.pin} live={range.live} to={range.to}
-      />
+      <Filesystems id={id} {...selected} />
+      <ProcessTable id={id} restricted={vm.data.sample?.restricted ?? null} {...selected} />
     </>
   );
 }

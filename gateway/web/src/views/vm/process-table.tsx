@@ -1,7 +1,6 @@
 //! Shows the process table at the pinned moment, otherwise at the moment under the mouse pointer, otherwise now. The
 //! processes are listed one by one or in groups.
-import type { Signal } from "@preact/signals";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import type { Schemas } from "../../api/client";
 import { ms, shortTime, whole } from "../../format";
 import { t } from "../../i18n";
@@ -12,33 +11,25 @@ import { Choice } from "../../parts/switches";
 import { adjust, route } from "../../router";
 import { Accounted, HiddenNote } from "./accounted";
 import { type Grouping, GROUPINGS, groupsOf, matches, type Process } from "./grouping";
+import { type Moment, useMoment } from "./moment";
 import { type Table, useTable } from "./process-data";
 import { type Column, compareGroups, compareProcesses, FLAT, GROUPED, GroupRows, keyOf, ProcessRow } from "./process-rows";
 import { unpin } from "./range";
 
-/** How long the cursor must rest before the table is read. */
-const DEBOUNCE_MS = 80;
 /** Rows shown before "Show all" is clicked. */
 const INITIAL_ROWS = 30;
 
-interface ProcessTableProps {
+interface ProcessTableProps extends Moment {
   id: string;
   /** Why the agent cannot see all processes, from its latest sample. */
   restricted: Schemas["Restriction"] | null;
-  hover: Signal<number | null>;
-  /** Maps the start of a bucket to the moment whose processes are shown for it. */
-  moment: (at: number) => number;
-  pinned: number | null;
-  live: boolean;
-  /** The end of the selected range; the default moment when not live. */
-  to: number;
 }
 
-export function ProcessTable({ id, restricted, hover, moment, pinned, live, to }: ProcessTableProps) {
+export function ProcessTable({ id, restricted, ...selected }: ProcessTableProps) {
   const texts = t().table;
   const grouping = useGrouping();
-  const pointed = useDebounced(hover.value);
-  const at = pinned ?? (pointed !== null ? moment(pointed) : live ? null : Math.min(to, Date.now()));
+  const { pinned } = selected;
+  const at = useMoment(selected);
   const table = useTable(id, at, grouping !== "none");
   const [filter, setFilter] = useState("");
   const matching = useMemo(
@@ -192,14 +183,4 @@ function ShowAll({ count, show }: { count: number; show: () => void }) {
 function useGrouping(): Grouping {
   const asked = route.value.query.get("group");
   return GROUPINGS.find((grouping) => grouping === asked) ?? "none";
-}
-
-/** Debounces changes of the value; null takes effect immediately. */
-function useDebounced(value: number | null): number | null {
-  const [settled, setSettled] = useState(value);
-  useEffect(() => {
-    const timer = setTimeout(() => setSettled(value), DEBOUNCE_MS);
-    return () => clearTimeout(timer);
-  }, [value]);
-  return value === null ? null : settled;
 }
