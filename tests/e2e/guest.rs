@@ -1,16 +1,28 @@
 //! Tests the complete path with a real libvirtd, QEMU and a real kernel: a VM that is off is started over HTTP, its own
-//! agent publishes samples, and these are read over HTTP under the id that libvirt gave the VM.
+//! agent publishes samples, and these are read over HTTP under the id that libvirt gave the VM. The guest then runs processes
+//! that live shorter than the time between two samples, whose CPU time must be in the rows.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::{Libvirtd, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
+
+use crate::rest::client::Api;
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
 /// Time limit from power-on to the guest's first row. This takes ten seconds on idle cores; the limit is long enough
 /// for two busy cores without KVM.
 const BOOT: Duration = Duration::from_mins(2);
+/// Time between two samples of the guest's processes, in seconds.
+const INTERVAL: f64 = 6.0;
+/// How long the guest runs a storm of shells, and then, between two samples, a process that uses all CPU time.
+const WORKLOAD: &str = "13,5";
+/// CPU time of that process.
+const BURNER_SECONDS: f64 = 5.0;
 
 #[tokio::test]
 async fn guest_started_over_http_reports_its_rows() {
@@ -25,7 +37,9 @@ async fn guest_started_over_http_reports_its_rows() {
     let every = [
         ("NATS_URL", &*bus),
         ("AGENT_VM_INTERVAL", "1s"),
-        ("AGENT_PROCESS_INTERVAL", "1s"),
+        ("AGENT_PROCESS_INTERVAL", "6s"),
+        ("AGENT_SHORT_LIVED_ROWS", "50"),
+        ("workload", WORKLOAD),
     ];
     libvirtd.define_guest(GUEST, &every);
     let session = stack.session(Role::Operator, Scope::All).await;
@@ -77,4 +91,99 @@ async fn guest_started_over_http_reports_its_rows() {
         .map(|row| row["cmd"].as_str().unwrap().to_owned())
         .collect();
     assert!(names.iter().any(|name| name == "init"), "{names:?}");
+    short_lived_processes_are_explained(&stack, &libvirtd).await;
+}
+
+/// Reads the process tables of the guest until they have both parts of its workload.
+async fn short_lived_processes_are_explained(stack: &Stack, libvirtd: &Libvirtd) {
+    let api = Api::with(stack, Role::Viewer, Scope::All).await;
+    let mut tables = BTreeMap::new();
+    let found = eventually("the process tables have the workload", BOOT, async || {
+        let table = api.read(&format!("/vms/{GUEST}/processes?limit=1000")).await;
+        if let Some(at) = table["at"].as_str() {
+            tables.insert(at.to_owned(), table);
+        }
+        let storms: Vec<_> = tables.values().filter_map(storm).collect();
+        let burner = tables.values().find_map(burner);
+        match burner {
+            Some(burner) if storms.len() >= 2 => Ok((storms, burner)),
+            _ => Err(format!(
+                "{:#?}; the guest's console shows:\n{}",
+                tables.values().map(brief).collect::<Vec<_>>(),
+                libvirtd.console(GUEST)
+            )),
+        }
+    });
+    let (storms, (seconds, burner)) = found.await;
+    figure("accounted_share_guest_storm", storms[0].explained);
+    figure("accounted_share_guest_burner_within_interval", burner.explained);
+    figure("accounted_seconds_guest_burner_share", seconds / BURNER_SECONDS);
+    let tables: Vec<_> = tables.values().map(brief).collect();
+    assert!(
+        (0.95..=1.05).contains(&(seconds / BURNER_SECONDS)),
+        "{seconds}: {tables:#?}"
+    );
+    for share in storms.iter().chain([&burner]) {
+        let is_complete = share.counted >= 0.95;
+        assert!(
+            share.explained >= 0.95 && (share.explained <= 1.05 || !is_complete),
+            "{share:?}: {tables:#?}"
+        );
+    }
+}
+
+/// The part of the VM's CPU time that the processes of a table explain.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    explained: f64,
+    /// CPU time that the guest's kernel counted, as a part of what the workload uses. If it is less than 1, the host did not
+    /// give the guest enough time: the kernel misses clock ticks, although the time of its processes goes on.
+    counted: f64,
+}
+
+/// The CPU seconds of a table and of its busiest rows.
+fn brief(table: &Value) -> String {
+    let brief = |row: &Value| {
+        format!(
+            "{} {} x{} {}",
+            row["kind"], row["name"], row["processes"], row["cpu_seconds"]
+        )
+    };
+    let rows: Vec<_> = rows(table).take(6).map(brief).collect();
+    let (vm, seconds) = (&table["vm_cpu"], &table["cpu_seconds"]);
+    format!("{seconds} of {vm}: {}", rows.join(", "))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_default()
+}
+
+/// The share explained of a workload that uses this time.
+fn share(table: &Value, used: f64) -> Share {
+    let vm = &table["vm_cpu"];
+    let total = number(&vm["user"]) + number(&vm["nice"]) + number(&vm["system"]);
+    Share {
+        explained: number(&table["cpu_seconds"]) / total,
+        counted: total / used,
+    }
+}
+
+fn rows(table: &Value) -> impl Iterator<Item = &Value> {
+    table["processes"].as_array().into_iter().flatten()
+}
+
+/// The share explained, if the table has a storm of shells with its count.
+fn storm(table: &Value) -> Option<Share> {
+    let is_storm =
+        |row: &&Value| row["kind"] == "sum" && row["name"] == "sh" && number(&row["processes"]) > 50.0;
+    rows(table).find(is_storm)?;
+    Some(share(table, INTERVAL))
+}
+
+/// The CPU seconds of a process that started and ended since the previous table, if it used most of the CPU time in between,
+/// and the share explained.
+fn burner(table: &Value) -> Option<(f64, Share)> {
+    let is_burner = |row: &&Value| !row["ended_at"].is_null() && number(&row["cpu_seconds"]) > 0.6 * INTERVAL;
+    let burner = rows(table).find(is_burner)?;
+    Some((number(&burner["cpu_seconds"]), share(table, BURNER_SECONDS)))
 }
