@@ -7,10 +7,10 @@ use vmwatch_api::{
     agents::AgentFault,
     lifecycle::Target,
     time::{UtcOffset, unix_millis},
-    vms::Get,
+    vms::{AgentFilter, Get, List, VmQuery},
 };
 
-use crate::history_support::{SECOND, call_in, publish_by_clock, sample, stack};
+use crate::history_support::{SECOND, call, call_in, publish, publish_by_clock, sample, stack};
 
 async fn faults(stack: &Stack, id: &str) -> Result<Vec<AgentFault>, String> {
     let target = Target {
@@ -69,4 +69,26 @@ async fn vm_shows_wrong_clock_wrong_utc_offset_and_a_second_agent() {
         }
     );
     fault(&stack, THIS_MACHINE, |fault| *fault == AgentFault::TwoAgents).await;
+
+    publish(&stack, &sample("vm-right", unix_millis() - SECOND, "+08:00", 5.0)).await;
+    let mut query = VmQuery::default();
+    let listed = async |query: &VmQuery| {
+        let page = call::<List>(&stack, query).await;
+        page.vms
+            .into_iter()
+            .map(|vm| vm.instance_id.to_string())
+            .collect::<Vec<_>>()
+    };
+    eventually("the list has all three VMs", PATIENCE, async || {
+        let all = listed(&query).await;
+        (all.len() == 3).then_some(()).ok_or(format!("{all:?}"))
+    })
+    .await;
+    query.filter.agent = Some(AgentFilter::Faulty);
+    eventually("the filter selects the VMs with faults", PATIENCE, async || {
+        let faulty = listed(&query).await;
+        let is_right = faulty.len() == 2 && !faulty.contains(&"vm-right".to_owned());
+        is_right.then_some(()).ok_or(format!("{faulty:?}"))
+    })
+    .await;
 }

@@ -21,7 +21,7 @@ use vmwatch_api::{
     process_search::ProcessMatch,
     processes::{Order, ProcessName, ProcessSort},
     rows::RowKind,
-    vms::VmSort,
+    vms::{AgentFilter, VmSort},
 };
 
 use super::{
@@ -52,7 +52,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
         // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
-        Format, Order, ProcessMatch, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
+        AgentFilter, Format, Order, ProcessMatch, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
         // These types are the data of live events, which no route references.
         SampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
     )),

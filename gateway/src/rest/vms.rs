@@ -13,8 +13,8 @@ use vmwatch_api::{
     metrics::Restriction,
     processes::Order,
     vms::{
-        self, Agent, GetWithoutMeasures, LabelFilter, ListWithoutMeasures, ListedVm, NewestSample, Stale,
-        VmCursor, VmFilter, VmQuery, VmSort,
+        self, Agent, AgentFilter, GetWithoutMeasures, LabelFilter, ListWithoutMeasures, ListedVm,
+        NewestSample, Stale, VmCursor, VmFilter, VmQuery, VmSort,
     },
     wire::{Fault, FaultKind},
 };
@@ -148,8 +148,8 @@ pub(super) struct VmsQuery {
     /// Return only VMs in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<MachineState>,
-    /// Return only VMs whose agent has this status.
-    agent: Option<Agent>,
+    /// Return only VMs whose agent has this status, or whose agent is faulty, which is: `agent_faults` is not empty.
+    agent: Option<AgentFilter>,
     /// Return only VMs of the hypervisor with this name.
     #[param(inline)]
     hypervisor: Option<Text<128>>,

@@ -78,6 +78,21 @@ pub enum Agent {
     Never,
 }
 
+/// Selects VMs by their agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum AgentFilter {
+    /// The agent reported recently.
+    Reporting,
+    /// The agent has not reported for longer than `VMWATCH_SILENT_AFTER`.
+    Silent,
+    /// The agent has never reported.
+    Never,
+    /// The samples of the agent may be wrong or misleading: the VM has `agent_faults`.
+    Faulty,
+}
+
 /// Selects VMs that have a label, whatever its value, or a label with this value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelFilter {
@@ -149,7 +164,7 @@ pub struct VmFilter {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<MachineState>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<Agent>,
+    pub agent: Option<AgentFilter>,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",

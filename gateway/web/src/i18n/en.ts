@@ -47,7 +47,7 @@ export const en = {
     unknown: "unknown",
     none: "no hypervisor",
   },
-  agent: { reporting: "reporting", silent: "silent", never: "never reported", none: "unknown" },
+  agent: { reporting: "reporting", silent: "silent", never: "never reported", faulty: "faulty", none: "unknown" },
   agentFaults: {
     clock: {
       short: "wrong clock",

@@ -48,7 +48,7 @@ export const zh: Texts = {
     unknown: "未知",
     none: "未纳管",
   },
-  agent: { reporting: "上报正常", silent: "上报中断", never: "从未上报", none: "未知" },
+  agent: { reporting: "上报正常", silent: "上报中断", never: "从未上报", faulty: "有问题", none: "未知" },
   agentFaults: {
     clock: {
       short: "时钟不准",

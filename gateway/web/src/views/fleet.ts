@@ -28,7 +28,7 @@ const TYPING_MS = 250;
 export interface Selection extends Sort {
   q: string;
   state: Schemas["MachineState"] | undefined;
-  agent: Schemas["Agent"] | undefined;
+  agent: Schemas["AgentFilter"] | undefined;
   /** `key` or `key=value`; empty for all VMs. */
   label: string;
 }

@@ -10,7 +10,7 @@ import { adjust, route } from "../router";
 import { type Selection, useFleet } from "./fleet";
 import { type Column, COLUMNS, DESCENDS, heldVms, VmTable } from "./vm-table";
 
-const AGENTS: Schemas["Agent"][] = ["reporting", "silent", "never"];
+const AGENTS: Schemas["AgentFilter"][] = ["reporting", "silent", "never", "faulty"];
 const STATES = ["running", "starting", "paused", "suspended", "shutting_down", "shut_off", "crashed"] as const;
 /** Maximum length of a search that the API accepts. */
 const MAX_SEARCH = 128;

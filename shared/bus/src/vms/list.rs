@@ -15,8 +15,8 @@ use vmwatch_api::{
     processes::Order,
     time::UtcOffset,
     vms::{
-        Agent, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue, VmCursor, VmDetail, VmPage,
-        VmQuery, VmSort,
+        Agent, AgentFilter, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue, VmCursor, VmDetail,
+        VmPage, VmQuery, VmSort,
     },
     wire::{Fault, FaultKind},
 };
@@ -55,6 +55,7 @@ struct Found<'a> {
     labels: Option<&'a Labelled>,
     row: Option<&'a Row>,
     agent: Option<Agent>,
+    now_ms: u64,
     /// The UTC offset of the deployment.
     utc_offset: UtcOffset,
 }
@@ -204,6 +205,7 @@ impl<'a> Vms<'a> {
             labels,
             row,
             agent,
+            now_ms,
             utc_offset: self
                 .measures
                 .map_or(UtcOffset::UTC, |measures| measures.utc_offset),
@@ -262,16 +264,24 @@ impl<'a> Found<'a> {
         let wanted = self.copies.iter().filter(is_wanted);
         self.copy = wanted.min_by_key(|copy| copy.vm.state == MachineState::ShutOff);
         let is_selected = (self.copy.is_some() || filter.state.is_none() && filter.hypervisor.is_none())
-            && filter.agent.is_none_or(|agent| self.agent == Some(agent))
+            && filter.agent.is_none_or(|agent| self.has_agent(agent))
             && filter.label.as_ref().is_none_or(|label| self.has_label(label))
             && search.is_none_or(|text| self.contains(text));
         is_selected.then_some(self)
     }
 
-    fn faults(&self, now_ms: u64) -> Vec<AgentFault> {
-        self.row
-            .map(|row| row.faults(self.utc_offset, now_ms))
-            .unwrap_or_default()
+    fn has_agent(&self, wanted: AgentFilter) -> bool {
+        match wanted {
+            AgentFilter::Reporting => self.agent == Some(Agent::Reporting),
+            AgentFilter::Silent => self.agent == Some(Agent::Silent),
+            AgentFilter::Never => self.agent == Some(Agent::Never),
+            AgentFilter::Faulty => !self.faults().is_empty(),
+        }
+    }
+
+    fn faults(&self) -> Vec<AgentFault> {
+        let faults = self.row.map(|row| row.faults(self.utc_offset, self.now_ms));
+        faults.unwrap_or_default()
     }
 
     fn has_label(&self, label: &LabelFilter) -> bool {
@@ -337,7 +347,7 @@ impl<'a> Found<'a> {
             agent: self.agent,
             last_report_ms: self.row.map(|row| row.reported_ms),
             sample: self.row.map(|row| row.sample),
-            agent_faults: self.faults(now_ms),
+            agent_faults: self.faults(),
             cpu_sparkline: self.row.map(|row| row.sparkline(now_ms)).unwrap_or_default(),
         }
     }
