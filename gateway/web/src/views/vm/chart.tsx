@@ -167,7 +167,9 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
         const near = bucket !== undefined && Math.abs(chart.valToPos(bucket / 1000, "x") - left) < NEAR_PX;
         index.value = left >= 0 && near ? idx : left >= 0 ? NO_BUCKET : null;
         if (!chart.over.matches(":hover")) return;
-        latest.current.hover.value = left < 0 ? null : near ? bucket : chart.posToVal(left, "x") * 1000;
+        const moment = near ? bucket : chart.posToVal(left, "x") * 1000;
+        // A chart that has just been created under the pointer has no scale yet.
+        latest.current.hover.value = left >= 0 && Number.isFinite(moment) ? moment : null;
       }],
       draw: [(chart) => drawPin(chart, latest.current.pin, colour("--accent"))],
     },
