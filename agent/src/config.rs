@@ -38,7 +38,7 @@ const PROCESS_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESS_INTERVAL",
     value: Value::Duration("100ms", "24h"),
     default: "60s",
-    help: "interval at which the agent samples the VM's processes; must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
+    help: "interval at which the agent samples the VM's processes and filesystems; must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
 };
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",

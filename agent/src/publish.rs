@@ -23,7 +23,7 @@ const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FA
 /// JetStream's error code for a stream that has too many messages queued in the NATS server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
 
-/// What the headers of each message say about this process.
+/// The values that identify this agent process in the headers of each message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin {
     run_id: RunId,

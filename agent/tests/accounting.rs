@@ -263,7 +263,7 @@ fn process_that_starts_and_ends_between_two_samples_is_explained() {
 }
 
 #[test]
-fn time_of_an_ended_process_that_earlier_rows_have_is_not_counted_again() {
+fn does_not_count_time_of_ended_process_again() {
     let results = run("burner_that_ends", &[BURNER], &Runs::From("4.5"));
     assert_explained(&results);
 }

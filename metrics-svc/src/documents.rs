@@ -89,7 +89,7 @@ pub struct Documents {
     /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
     /// date.
     pub(crate) far_ahead: bool,
-    /// What the headers of the sample's message say; `None` if the sample did not come in a message.
+    /// The sender of the sample; `None` if it did not come in a message with headers.
     pub(crate) sender: Option<Sender>,
     /// The rows that were refused although the others are stored; `None` if there are none.
     pub(crate) refused: Option<RefusedRows>,

@@ -34,7 +34,7 @@ const BATCH: u32 = 1000;
 /// Collection of recorded removals, after the prefix of derived collections.
 const REMOVALS: &str = "removals";
 
-/// Deletes what background work has written of removed VMs, until shutdown.
+/// Deletes derived data that background work wrote after the removal of a VM, until shutdown.
 pub(crate) async fn follow(
     rows: Arc<RowStore>,
     history: Arc<History>,
@@ -98,7 +98,7 @@ impl Removal {
     }
 }
 
-/// Deletes what was computed from the rows of a VM, and the entry in the list of VMs last.
+/// Deletes the derived data of a VM: rollups and process names, and the entry in the list of VMs last.
 async fn delete_derived(
     history: &History,
     id: &InstanceId,

@@ -2,7 +2,7 @@
 //!
 //! A sample is acknowledged after both, so ingestion repeats them. But `load` may be killed and never repeated, and a sample
 //! may expire in the stream before it is delivered again. Its rows may then be missing in rollups and names too, so these
-//! are rebuilt. Every replica looks at the blocks of level 0 when it starts, and once a day.
+//! are rebuilt. Every replica checks the blocks of level 0 at its start and once a day.
 
 use std::{
     collections::BTreeSet,
@@ -25,24 +25,25 @@ use crate::{
     store::RowStore,
 };
 
-/// Pause between two looks, and before a look that failed is repeated.
+/// Pause between two searches.
 const INTERVAL: Duration = Duration::from_hours(24);
+/// Pause before a failed search is repeated.
 const FAILED_PAUSE: Duration = Duration::from_mins(1);
-/// Only hours that ended this long ago are looked at: programs that still run have queued them.
+/// Minimum time since the end of an hour, in microseconds. By then, running programs have queued their hours.
 const MIN_AGE: i64 = HOUR_MICROS;
 /// Number of blocks that are listed together, and the pause after them.
 const PAGE: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Queues the hours that were not, until shutdown.
+/// Queues hours that were never queued, until shutdown.
 pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown: CancellationToken) {
     loop {
-        let pause = match look(&store, &history, &shutdown).await {
+        let pause = match search(&store, &history, &shutdown).await {
             Ok(()) => INTERVAL,
             Err(error) => {
                 warn!(
                     cause = error.cause(),
-                    "looking for blocks that compaction does not know failed; retrying"
+                    "search for unqueued blocks failed; retrying"
                 );
                 FAILED_PAUSE
             }
@@ -53,8 +54,12 @@ pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown
     }
 }
 
-/// Looks at all blocks of level 0 whose hours ended long ago.
-async fn look(store: &RowStore, history: &History, shutdown: &CancellationToken) -> Result<(), MetricsError> {
+/// Checks all blocks of level 0 whose hours ended at least [`MIN_AGE`] ago.
+async fn search(
+    store: &RowStore,
+    history: &History,
+    shutdown: &CancellationToken,
+) -> Result<(), MetricsError> {
     let end = hour_of(micros_of(SystemTime::now()).saturating_sub(MIN_AGE));
     // Only blocks of level 0 have binary ids, and no id sorts before an empty one.
     let (subtype, bytes) = (BinarySubtype::Generic, Vec::new());
@@ -124,7 +129,7 @@ async fn queue(store: &RowStore, history: &History, hours: &BTreeSet<VmHour>) ->
     counter!("vmwatch_compaction_hours_found_total").increment(hours.len() as u64);
     info!(
         hours = hours.len(),
-        "queued hours of VMs whose blocks compaction did not know"
+        "queued hours of blocks that were never queued for compaction"
     );
     Ok(())
 }

@@ -3,7 +3,7 @@
 use testkit::{PATIENCE, Program, Stack, eventually, fake_time_library};
 
 #[tokio::test]
-async fn service_with_wrong_clock_is_not_ready_and_says_why() {
+async fn service_with_wrong_clock_is_not_ready_and_reports_the_reason() {
     let library = fake_time_library().expect("`./dev test` installs libfaketime");
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
@@ -21,11 +21,15 @@ async fn service_with_wrong_clock_is_not_ready_and_says_why() {
         auth.process.start_again();
     };
     restart("+10s");
-    eventually("the service says that its clock is wrong", PATIENCE, async || {
-        let reason = auth.readiness().await.err().ok_or("the service is ready")?;
-        let says_it = reason.contains("s ahead of the clock of NATS");
-        says_it.then_some(()).ok_or(reason)
-    })
+    eventually(
+        "the service reports that its clock is wrong",
+        PATIENCE,
+        async || {
+            let reason = auth.readiness().await.err().ok_or("the service is ready")?;
+            let is_reported = reason.contains("s ahead of the clock of NATS");
+            is_reported.then_some(()).ok_or(reason)
+        },
+    )
     .await;
     restart("+0s");
     auth.ready().await;

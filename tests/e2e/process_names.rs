@@ -35,7 +35,7 @@ async fn search_within(
     stack.bus.call::<ProcessSearch>(&context, query).await.unwrap()
 }
 
-/// Marks all documents of names as full.
+/// Sets all documents of process names to full.
 async fn fill(stack: &Stack) {
     let names = stack
         .database
@@ -62,7 +62,7 @@ async fn page_that_ends_at_full_documents_loses_no_day() {
     let (vms, days) = (7, 300);
     seed(&stack, vms, days, |_| vec!["other".to_owned()]).await;
     fill(&stack).await;
-    // Only the last day of the last VM has the name, after the place at which the page ends.
+    // Only the last day of the last VM has the name; the first page ends before it.
     let last = "vm-0006";
     publish(&stack, &running(last, unix_millis(), &["wanted"])).await;
     followed(&stack).await;
@@ -133,7 +133,7 @@ async fn seed_wanted(stack: &Stack) {
 
 /// Work that has read rows before their VM was removed writes names, rollups and the newest row afterwards.
 #[tokio::test]
-async fn data_that_was_computed_before_a_removal_is_deleted_again() {
+async fn deletes_derived_data_written_after_removal() {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let other = stack.replica(Program::Metrics, 1);
     other.process.set("VMWATCH_ROLLUP_INTERVAL", "10m");

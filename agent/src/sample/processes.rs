@@ -178,7 +178,7 @@ impl ProcessSampler {
             warn!(
                 unreadable,
                 processes = self.tracked.len(),
-                "the disk counters of some processes cannot be read and are reported as 0; run the agent as root or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+                "the disk counters of some processes cannot be read and are reported as 0; run the agent as root, or with both CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
             );
         }
         Ok(())

@@ -117,7 +117,7 @@ class Installed(unittest.TestCase):
 
     def test_package_is_installed_upgraded_and_purged(self):
         self.vm.run("dpkg", "--install", "/shared/vmwatch-agent.deb")
-        with self.subTest("a new installation is enabled, does not run, and says what to do"):
+        with self.subTest("a new installation is enabled, does not run, and reports what to do"):
             self.assertEqual(self.vm.run("systemctl", "is-enabled", UNIT).stdout.strip(), "enabled")
             self.assertEqual(self.active(), ("inactive", "dead"))
             self.assertIn("not set up: set VMWATCH_NATS_URL and the login in /etc/vmwatch/agent.env", self.status())

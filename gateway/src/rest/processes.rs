@@ -102,7 +102,7 @@ pub(super) struct ProcessTable {
     /// the sum of the times in `vm_cpu`, this is the part of the VM's CPU time that the processes explain.
     cpu_seconds: f64,
     /// How the agent measures processes that start and end between two samples: `recorded` if the kernel reports each
-    /// of them; `estimated` if it does not, or if reports were lost, so that the CPU time of the others is estimated from that
+    /// of them; `estimated` if it does not, or if records were lost, so that the CPU time of the others is estimated from that
     /// of their parents; null if unknown.
     #[schema(required)]
     short_lived: Option<ShortLived>,

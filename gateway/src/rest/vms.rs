@@ -148,7 +148,7 @@ pub(super) struct VmsQuery {
     /// Return only VMs in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<MachineState>,
-    /// Return only VMs whose agent has this status, or whose agent is faulty, which is: `agent_faults` is not empty.
+    /// Return only VMs whose agent has this status; `faulty` returns VMs whose `agent_faults` is not empty.
     agent: Option<AgentFilter>,
     /// Return only VMs of the hypervisor with this name.
     #[param(inline)]

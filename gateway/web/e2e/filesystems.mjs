@@ -10,7 +10,7 @@ export async function showsFilesystems(page, vm) {
   const fullest = (await texts())[0];
   check(fullest === "/var/lib/postgresql xfs 94.0% 94.0 GiB of 100 GiB used", `the fullest filesystem is first: ${fullest}`);
   check((await mounts.count()) === 4, "the four fullest filesystems are shown at first");
-  check((await mounts.first().locator(".meter.hot").count()) === 1, "a filesystem that is nearly full is marked");
+  check((await mounts.first().locator(".meter.hot").count()) === 1, "a filesystem that is nearly full is highlighted");
   await page.getByRole("button", { name: "Show all 6" }).click();
   await until("all filesystems are shown", async () => (await mounts.count()) === 6);
   check((await texts()).at(-1) === "/backup nfs4 0.0% 0 KiB of 8.0 TiB used", `the emptiest is last: ${(await texts()).at(-1)}`);

@@ -40,11 +40,11 @@ type OfVm = Vec<(ObjectId, ProcessRows)>;
 pub(super) struct Named {
     /// All rows were found, and their names are stored.
     pub(super) added: HashSet<ObjectId>,
-    /// The rows were looked for, and some of them do not exist.
+    /// The days of the rows were read completely, and some of the rows do not exist.
     pub(super) missing: HashSet<ObjectId>,
     /// The last error.
     error: Option<MetricsError>,
-    /// Whether the time ended.
+    /// Whether the time limit passed before all rows were read.
     is_cut: bool,
 }
 
@@ -113,7 +113,7 @@ impl History {
                         looked.insert(day_ms);
                     }
                 }
-                // A replica of that version adds them, and readers of this version read the rows instead.
+                // A replica of the newer version adds them; replicas of this version read the rows instead.
                 Err(error @ MetricsError::NewerNames) => {
                     looked.insert(day_ms);
                     named.error = Some(error);

@@ -30,7 +30,7 @@ pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, St
     Ok(documents)
 }
 
-/// What the headers of a message say about the agent that sent it. Headers that cannot be decoded count as missing.
+/// Decodes the sender from the headers of a message. Headers that cannot be decoded count as missing.
 fn sender(headers: &HeaderMap, arrival: SystemTime) -> Sender {
     let text = |name| headers.get(name).map(HeaderValue::as_str);
     let since = arrival.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

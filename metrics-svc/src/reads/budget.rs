@@ -85,7 +85,7 @@ impl Budget {
         self.left = MAX_DECODED;
     }
 
-    /// Whether nothing was decoded yet, of the most that any request may decode.
+    /// Whether the full budget of a request is left.
     pub(super) const fn is_largest(&self) -> bool {
         self.left >= MAX_DECODED
     }

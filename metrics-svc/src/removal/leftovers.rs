@@ -51,7 +51,7 @@ pub(super) async fn record(
     }
 }
 
-/// Deletes the leftovers of removals until shutdown.
+/// Deletes derived data of removed VMs until shutdown.
 pub(super) async fn follow(
     rows: &RowStore,
     history: &History,
@@ -63,7 +63,7 @@ pub(super) async fn follow(
         if let Err(error) = pass(rows, history, shutdown).await {
             warn!(
                 cause = error.cause(),
-                "deleting what was computed from the rows of removed VMs failed; retrying"
+                "deleting derived data of removed VMs failed; retrying"
             );
         }
     }
@@ -86,7 +86,7 @@ async fn pass(rows: &RowStore, history: &History, shutdown: &CancellationToken) 
             if records > 0 {
                 info!(
                     instance_id = %instance, records,
-                    "deleted what was computed from the rows of a removed VM, and rebuilt it from newer rows"
+                    "deleted derived data of a removed VM, and rebuilt it from newer rows"
                 );
             }
         }

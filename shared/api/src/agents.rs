@@ -31,7 +31,7 @@ impl RunId {
     }
 }
 
-/// What the headers of a sample message say about the agent that sent it.
+/// The sender of a sample message, as decoded from its headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sender {
     /// When the message arrived at the NATS server, Unix milliseconds.
@@ -51,7 +51,7 @@ pub struct Sender {
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum AgentFault {
-    /// The clock of the VM differs from the clock of the server by more than two seconds.
+    /// The clock of the VM differs from the clock of the NATS server by more than two seconds.
     Clock {
         /// By how much the clock of the VM is ahead, in milliseconds; negative if it is behind.
         ahead_ms: i64,

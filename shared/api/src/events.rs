@@ -52,7 +52,7 @@ pub struct SampleEvent {
     /// Why the agent cannot see all processes of the VM; `None` if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restriction>,
-    /// What the headers of the sample's message say; `None` if the sample did not come in a message.
+    /// The sender of the sample; `None` if it did not come in a message with headers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<Sender>,
 }

@@ -387,7 +387,7 @@ pub struct FilesystemSample {
 pub enum ShortLived {
     /// The kernel reports each process that ends.
     Recorded,
-    /// The kernel does not report them, or reports were lost. The agent estimates the CPU time of the others from what the
+    /// The kernel does not report them, or records were lost. The agent estimates the CPU time of the others from what the
     /// kernel adds to the parents of ended processes.
     Estimated,
 }

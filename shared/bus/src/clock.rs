@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Clock differences from this value on are logged. The value is a tenth of five seconds, the shortest time limit of a
 /// request.
 const NOTABLE_SECONDS: f64 = 0.5;
-/// From this clock difference on, a program is not ready. It is the shortest time limit of a request.
+/// Clock difference in milliseconds from which on a program is not ready: the shortest time limit of a request.
 const MAX_MILLIS: i64 = 5000;
 /// Interval between measurements while the program is not ready because of its clock.
 const WRONG_INTERVAL: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ impl ClockDifference {
         let (whole, tenths) = (millis.abs() / 1000, millis.abs() % 1000 / 100);
         let direction = if millis > 0 { "ahead of" } else { "behind" };
         Err(format!(
-            "the clock of this machine is {whole}.{tenths} s {direction} the clock of NATS; synchronize both by NTP"
+            "the clock of this machine is {whole}.{tenths} s {direction} the clock of NATS; synchronize both with NTP"
         )
         .into())
     }

@@ -36,7 +36,7 @@ const MAX_GROUPS: usize = 4096;
 const MAX_PARENTS: usize = 65_536;
 /// Maximum number of records that are received at once. The kernel's buffer holds fewer.
 const MAX_DRAINED: usize = 16_384;
-/// Pause between two groups of records, in which the kernel buffers further ones. Its buffer is sufficient for 700,000
+/// Pause between two batches of records, during which the kernel buffers further ones. Its buffer is sufficient for 700,000
 /// records per second.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -182,7 +182,7 @@ impl ExitListener {
     }
 }
 
-/// Receives records until the listener is dropped or the socket fails. Between two groups of records it pauses, because each
+/// Receives records until the listener is dropped or the socket fails. Between two batches of records it pauses, because each
 /// wake-up costs more CPU time than a record.
 fn listen(socket: &Socket, intake: &Weak<Mutex<Intake>>) {
     let mut buffer = Buffer::new();
@@ -251,7 +251,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Adds what was received. Returns whether it was anything.
+    /// Adds a received record, or counts a lost one. Returns `false` if nothing was received.
     fn add(&mut self, received: Received, now: Moment) -> bool {
         match received {
             Received::Nothing => return false,

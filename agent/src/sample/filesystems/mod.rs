@@ -54,7 +54,7 @@ struct Answer {
 /// A call that has not returned yet.
 #[derive(Debug)]
 struct Call {
-    /// Whether a sample waited for the call in vain, which was logged.
+    /// Whether the call has exceeded the time limit of a sample. This was logged.
     hangs: bool,
 }
 
@@ -156,7 +156,7 @@ impl FilesystemSampler {
             if self.is_new(problem) {
                 warn!(
                     count,
-                    reason, "some filesystems have no rows, because a sample has no room for them"
+                    reason, "some filesystems exceed the limits of a sample; they have no rows"
                 );
             }
         }
@@ -233,7 +233,7 @@ impl FilesystemSampler {
                 true
             }
             Err(error) => {
-                warn!(%error, "no thread could be started to measure a filesystem");
+                warn!(%error, mount_point = %mount.mount_point.display(), "starting a thread for a filesystem failed; it has no row");
                 skipped("no_thread", 1);
                 false
             }

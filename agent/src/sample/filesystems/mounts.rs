@@ -126,8 +126,8 @@ impl<'a> Line<'a> {
         }
         let has_device = self.is_block_device || WITHOUT_DEVICE.contains(&self.filesystem);
         // A subvolume of btrfs is a part of its filesystem, as is `/` in some containers. Other parts are bind mounts.
-        let is_place = self.is_whole || self.filesystem == b"btrfs" || self.mount_point == b"/";
-        has_device && is_place && !IMAGES.contains(&self.filesystem)
+        let is_whole_or_root = self.is_whole || self.filesystem == b"btrfs" || self.mount_point == b"/";
+        has_device && is_whole_or_root && !IMAGES.contains(&self.filesystem)
     }
 
     /// Whether this mount hides another one: it is mounted over the other's mount point or a folder above it.

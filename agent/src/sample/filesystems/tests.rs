@@ -115,7 +115,7 @@ fn filesystem_that_never_answers_delays_no_other_and_is_called_once() {
 }
 
 #[test]
-fn hanging_network_filesystems_take_a_bounded_number_of_threads_and_none_of_the_last() {
+fn hanging_network_filesystems_leave_a_thread_for_local_ones() {
     let dead: Vec<String> = (0..20).map(|number| format!("/dead-{number:02}")).collect();
     let dead: Vec<&str> = dead.iter().map(String::as_str).collect();
     let mut fixture = Fixture::new(&["/", "/var"], &dead);

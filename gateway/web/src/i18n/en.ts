@@ -52,7 +52,7 @@ export const en = {
     clock: {
       short: "wrong clock",
       title: (ahead: boolean, by: string) => `The clock of this VM is ${ahead ? "ahead" : "behind"} by ${by}.`,
-      remedy: "Its samples have wrong times. Synchronize the clock by NTP.",
+      remedy: "Its samples have wrong times. Synchronize the clock with NTP.",
     },
     utc_offset: {
       short: "wrong UTC offset",

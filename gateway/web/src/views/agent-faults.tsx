@@ -31,7 +31,7 @@ export function FaultBadges({ faults }: { faults: Fault[] }) {
   return known.map(({ short, title }) => <Badge key={short} tone="warn" title={title}>{short}</Badge>);
 }
 
-/** Says what is wrong with the agent, and what to do about it. */
+/** Shows each fault of the agent and its remedy. */
 export function FaultNotes({ faults }: { faults: Fault[] }) {
   const known = faults.map(describe).filter((fault) => fault !== null);
   return known.map(({ short, title, remedy }) => (

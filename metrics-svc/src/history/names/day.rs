@@ -22,15 +22,15 @@ use crate::{
 const DECODED: usize = 16 << 20;
 /// Attempts to write a document that other replicas replace meanwhile.
 const MAX_TRIES: u32 = 5;
-/// The fields that names need.
+/// The fields that are read to collect names.
 const COLUMNS: [&str; 4] = ["cmd", "cpu_util", "mem", "processes"];
-/// Rows of less than this time are not read in smaller parts.
+/// Time ranges of at most this length, in microseconds, are not split further.
 const LEAST_MICROS: i64 = 1000;
 
 /// Time ranges in Unix microseconds, by the day (Unix milliseconds) that contains them.
 type Days = BTreeMap<i64, Vec<Range<i64>>>;
 
-/// When reading rows ends.
+/// Time limits for reading rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// After this time no further part is read. The first part is read in any case, so that a repetition gets further.
@@ -38,13 +38,13 @@ pub(super) struct Limits {
     pub(super) deadline: Deadline,
 }
 
-/// What was read of a day, and whose names are stored.
+/// The rows of a day that were read, and their names.
 #[derive(Debug, Default)]
 pub(super) struct ReadOfDay {
     names: NamesOfDay,
     /// The ids of the rows that were read.
     pub(super) rows: HashSet<ObjectId>,
-    /// Whether the time ended before all rows were read.
+    /// Whether the time limit passed before all rows were read.
     pub(super) is_cut: bool,
 }
 

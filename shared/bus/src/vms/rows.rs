@@ -134,7 +134,8 @@ impl Rows {
         self.rows.len()
     }
 
-    /// Notes a sample and, if it came from the bus, who sent it. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
+    /// Adds a sample, and its sender if it came from the bus. Returns `false` if the VM is not known and there are
+    /// [`MAX_ROWS`] others.
     pub fn note(
         &mut self,
         id: &InstanceId,

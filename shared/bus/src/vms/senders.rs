@@ -11,7 +11,7 @@ use vmwatch_api::{
 const DIFFERENCES: usize = 10;
 /// Minimum number of clock differences of which a median is reported.
 const MIN_DIFFERENCES: usize = 3;
-/// Clock difference from which on a clock is reported as wrong, in milliseconds.
+/// Largest clock difference that is not reported as wrong, in milliseconds.
 const MAX_DIFFERENCE_MS: u64 = 2000;
 /// Number of recent processes of the agent that are remembered.
 const RUNS: usize = 4;
@@ -29,14 +29,14 @@ pub(super) struct Senders {
     /// Number of differences that were ever added.
     added: usize,
     utc_offset: Option<UtcOffset>,
-    /// The processes that sent messages, last one first.
+    /// The processes that sent messages, newest first.
     runs: [Option<RunId>; RUNS],
-    /// When an earlier process last sent a message again, and when the time before.
+    /// The last two times at which an earlier process sent a message again, newest first, Unix milliseconds.
     returned_ms: [Option<u64>; 2],
 }
 
 impl Senders {
-    /// Notes a message. A message that arrived before another one is ignored, because replicas may process messages in
+    /// Adds a message. A message that arrived before the last added one is ignored, because replicas may process messages in
     /// another order.
     pub(super) fn note(&mut self, sender: &Sender) {
         if sender.arrived_ms <= self.arrived_ms {
@@ -56,7 +56,7 @@ impl Senders {
         }
     }
 
-    /// A process that was replaced by a restart never reports again, so one that does runs beside another.
+    /// A process that was replaced by a restart never reports again, so a process that does runs at the same time as another.
     fn note_run(&mut self, run: RunId, arrived_ms: u64) {
         let before = self.runs.iter().position(|known| *known == Some(run));
         if before == Some(0) {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn second_agent_is_told_from_a_restart() {
+    fn distinguishes_second_agent_from_restart() {
         let runs = |runs: &[u64]| {
             let runs = runs.iter().enumerate();
             faults_after(runs.map(|(at, run)| sender(at as u64 * 10_000 + 1, 0, *run)))

@@ -13,7 +13,7 @@ type Filesystem = Schemas["Filesystem"];
 
 /** Number of filesystems shown at first: one row of a wide screen. */
 const INITIAL = 4;
-/** Percentage from which a filesystem is marked as nearly full. */
+/** Percentage from which a filesystem is highlighted as nearly full. */
 const NEARLY_FULL = 90;
 
 const share = ({ used_bytes: used, total_bytes: total }: Filesystem): number => (total > 0 ? (100 * used) / total : 0);
