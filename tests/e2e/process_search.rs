@@ -441,7 +441,11 @@ async fn names_of_moved_and_loaded_rows_are_found() {
     );
     assert_eq!(ids(&call::<ProcessSearch>(&stack, &of_2017).await), ["vm-loaded"]);
 
-    stack.command(Program::Metrics, &["compact-flat", "--delete-after", "0s"], "");
+    let delete_after = ("VMWATCH_COMPACTION_DELETE_AFTER".to_owned(), "1s".to_owned());
+    let (user, metrics) = ("vmwatch-metrics", Program::Metrics);
+    let moved = stack.try_command(user, metrics, &["compact-flat"], "", &[delete_after]);
+    let moved = String::from_utf8_lossy(&moved.stdout).into_owned();
+    assert!(moved.contains("deleted within 0 s"), "{moved}");
     let found = call::<ProcessSearch>(&stack, &of_2017).await;
     assert_eq!(ids(&found), ["vm-flat", "vm-loaded"]);
     for instance in ["vm-flat", "vm-loaded"] {
@@ -450,6 +454,32 @@ async fn names_of_moved_and_loaded_rows_are_found() {
         let names = names_of(&stack, instance).await;
         assert!(!names[0].contains_key("expires"), "{}", names[0]);
     }
+
+    // From then on the rows expire, and so do their names. Compaction merges only blocks that expire.
+    let queue = stack.database.handle().collection::<Document>("blocks_hours");
+    queue.delete_many(doc! {}).await.unwrap();
+    stack.command(Program::Metrics, &["backfill-dates"], "");
+    let instances: BTreeSet<_> = queue
+        .distinct("instance_id", doc! {})
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|id| id.as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(instances, ["vm-flat", "vm-loaded"].map(str::to_owned).into());
+    let blocks: Vec<Document> = {
+        use futures::TryStreamExt;
+        let blocks = blocks(&stack.database).find(doc! {}).await.unwrap();
+        blocks.try_collect().await.unwrap()
+    };
+    for block in blocks {
+        let names = names_of(&stack, block.get_str("instance_id").unwrap()).await;
+        assert_eq!(names[0].get("expires"), block.get("expires"), "{}", names[0]);
+    }
+    assert_eq!(
+        ids(&call::<ProcessSearch>(&stack, &of_2017).await),
+        ["vm-flat", "vm-loaded"]
+    );
 }
 
 /// The encoding of the statistics of names that were seen once in an hour of the day.
