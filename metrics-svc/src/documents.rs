@@ -58,9 +58,9 @@ pub enum Refusal {
     /// The sample has no rows of the VM or its processes, without which filesystems are not stored.
     #[error("the sample has neither a row of the VM nor rows of processes")]
     Empty,
-    /// The time of the sample is invalid or too far in the future.
+    /// The time of the sample is invalid, before 1970, or too far in the future.
     #[error(
-        "create_date is not a valid date, or is more than a day ahead of the time at which the sample arrived"
+        "create_date is not a valid date, is before 1970, or is more than a day ahead of the time at which the sample arrived"
     )]
     Time,
     /// A value of the sample is out of range; contains the name of its field.
@@ -149,7 +149,7 @@ impl Documents {
             return Err(Refusal::Empty);
         }
         let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
-        if moment > arrival + MAX_AHEAD {
+        if moment < UNIX_EPOCH || moment > arrival + MAX_AHEAD {
             return Err(Refusal::Time);
         }
         within("net_incoming", sample.net_incoming, MAX_RATE)?;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bson::{Binary, Bson, DateTime, doc, spec::BinarySubtype};
+use bson::{Binary, Bson, doc, spec::BinarySubtype};
 use metrics::counter;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ const MIN_AGE: i64 = HOUR_MICROS;
 /// Number of blocks that are listed together, and the pause after them.
 const PAGE: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Time limit for listing these blocks.
+const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Queues hours that were never queued, until shutdown.
 pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown: CancellationToken) {
@@ -65,19 +67,15 @@ async fn search(
     let (subtype, bytes) = (BinarySubtype::Generic, Vec::new());
     let mut after = Bson::Binary(Binary { subtype, bytes });
     while !shutdown.is_cancelled() {
-        // Compaction leaves blocks that never expire, and blocks with rows far ahead of their arrival, as they are.
+        // The database does not filter the blocks further, because a command that finds few of them would read all.
         let query = store
             .blocks()
-            .find(doc! {
-                "_id": { "$gt": &after },
-                "hour": { "$lt": DateTime::from_millis(end.div_euclid(1000)) },
-                "expires": { "$exists": true },
-                AHEAD: { "$exists": false },
-            })
-            .projection(doc! { "instance_id": 1, "hour": 1 })
+            .find(doc! { "_id": { "$gt": &after } })
+            .projection(doc! { "instance_id": 1, "hour": 1, "expires": 1, AHEAD: 1 })
             .sort(doc! { "_id": 1 })
             .limit(PAGE.into())
-            .batch_size(PAGE);
+            .batch_size(PAGE)
+            .max_time(PAGE_LIMIT);
         let mut cursor = find(store.blocks(), query).await?;
         let (mut count, mut hours) = (0, BTreeSet::new());
         while cursor.advance().await? {
@@ -88,13 +86,15 @@ async fn search(
                 .map(Bson::try_from)
                 .transpose()?
                 .unwrap_or(after);
-            hours.insert(VmHour {
-                hour: block
-                    .get_datetime("hour")?
-                    .timestamp_millis()
-                    .saturating_mul(1000),
-                instance: block.get_str("instance_id")?.to_owned(),
-            });
+            let hour = block
+                .get_datetime("hour")?
+                .timestamp_millis()
+                .saturating_mul(1000);
+            // Compaction leaves blocks that never expire, and blocks with rows far ahead of their arrival, as they are.
+            if hour < end && block.get("expires")?.is_some() && block.get(AHEAD)?.is_none() {
+                let instance = block.get_str("instance_id")?.to_owned();
+                hours.insert(VmHour { hour, instance });
+            }
         }
         store.hours.retain_unqueued(&mut hours).await?;
         if !hours.is_empty() {

@@ -207,16 +207,17 @@ impl ProcessSampler {
     pub fn read(&mut self, memory_bytes: u64) -> Result<ProcessReading, SampleError> {
         let mut running = self.running(memory_bytes)?;
         let mut exits = self.take_exits();
-        let short_lived = match &self.exits {
-            Some(_) if exits.lost == 0 => ShortLived::Recorded,
-            _ => ShortLived::Estimated,
-        };
         let mut ended = self.ended_processes();
         let owners: HashMap<u32, ProcessOwner> = ended
             .iter()
             .map(|process| (process.row.pid, process.row.owner.clone()))
             .collect();
+        // This may lose further records.
         self.add_records(&mut ended, &mut exits, running.previous, &owners);
+        let short_lived = match &self.exits {
+            Some(_) if exits.lost == 0 => ShortLived::Recorded,
+            _ => ShortLived::Estimated,
+        };
         let (reaped, excess_seconds) = running.unexplained();
         let rest = share_out(reaped, &mut ended, &mut exits);
         let elapsed = running.previous.map_or(Duration::MAX, |(_, elapsed)| elapsed);

@@ -80,8 +80,15 @@ async fn pass(rows: &RowStore, history: &History, shutdown: &CancellationToken) 
         if let Ok(instance) = removal.get_str("_id")?.parse() {
             let mut records = 0;
             delete_derived(history, &instance, Deadline::after(LIMIT), &mut records).await?;
-            if !history.rebuild_vm(&instance, shutdown).await? {
-                return Ok(());
+            match history.rebuild_vm(&instance, shutdown).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error @ MetricsError::Store(_)) => return Err(error),
+                // The data must not be deleted again in each pass, and other VMs must not wait.
+                Err(error) => warn!(
+                    instance_id = %instance, cause = error.cause(),
+                    "rebuilding the rollups and process names of a removed VM from newer rows failed; `vmwatch-metrics rebuild` repeats it"
+                ),
             }
             if records > 0 {
                 info!(

@@ -50,7 +50,12 @@ pub fn encode_sample(sample: &Sample, encoder: &mut Encoder) -> Result<Vec<u8>, 
     push_varint(&mut bytes, sample.part.into());
     bytes.extend_from_slice(&sample.net_incoming.to_le_bytes());
     bytes.extend_from_slice(&sample.net_outgoing.to_le_bytes());
-    for rows in [vm_rows(sample)?, process_rows(sample)?, filesystem_rows(sample)?] {
+    let mut kinds = vec![vm_rows(sample)?, process_rows(sample)?];
+    // Samples of agents that do not report filesystems end here.
+    if !sample.filesystems.is_empty() {
+        kinds.push(filesystem_rows(sample)?);
+    }
+    for rows in kinds {
         let block = encoder.encode(&rows).pop();
         let block = block.map(|block| block.bytes).unwrap_or_default();
         push_varint(&mut bytes, block.len() as u64);
@@ -233,10 +238,12 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         rows: SAMPLE_FILESYSTEMS,
         ..limits
     };
-    let filesystems = match read_block(&mut reader, Kind::Filesystem, few)? {
-        Some(mut block) => filesystem_samples(&mut block)?,
-        None => Vec::new(),
-    };
+    let mut filesystems = Vec::new();
+    if !reader.0.is_empty()
+        && let Some(mut block) = read_block(&mut reader, Kind::Filesystem, few)?
+    {
+        filesystems = filesystem_samples(&mut block)?;
+    }
     reader.end()?;
     Ok(Sample {
         instance_id: head.instance_id,

@@ -20,6 +20,8 @@ use vmwatch_blocks::{
 /// A sample as JSON, and in the encoding of agents (docs/compatibility.md).
 const GOLDEN_JSON: &str = include_str!("../../../tests/golden/forms/sample.json");
 const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/forms/sample.vms");
+const GOLDEN_WITHOUT_FILESYSTEMS: &[u8] =
+    include_bytes!("../../../tests/golden/forms/sample-without-filesystems.vms");
 
 fn measure() -> impl Strategy<Value = f64> {
     prop_oneof![
@@ -236,6 +238,15 @@ fn encoding_of_a_sample_matches_the_golden_file() {
     let sample: Sample = serde_json::from_str(GOLDEN_JSON).unwrap();
     assert_eq!(encode(&sample), GOLDEN);
     assert_eq!(decode_sample(GOLDEN, SAMPLE_LIMITS).unwrap(), sample);
+}
+
+#[test]
+fn sample_of_an_agent_without_filesystems_keeps_its_encoding() {
+    let mut sample: Sample = serde_json::from_str(GOLDEN_JSON).unwrap();
+    sample.filesystems.clear();
+    assert_eq!(encode(&sample), GOLDEN_WITHOUT_FILESYSTEMS);
+    let decoded = decode_sample(GOLDEN_WITHOUT_FILESYSTEMS, SAMPLE_LIMITS).unwrap();
+    assert_eq!(decoded, sample);
 }
 
 #[test]

@@ -140,8 +140,12 @@ impl FilesystemSampler {
     /// The mounts that fit into a sample.
     fn reported(&mut self, mut mounts: Vec<ReportedMount>) -> Vec<ReportedMount> {
         let all = mounts.len();
-        mounts.retain(|mount| mount.mount_point.as_os_str().len() <= MOUNT_POINT_BYTES);
+        // In a row, bytes that are not UTF-8 are replaced by longer ones, which may also make names equal.
+        mounts.retain(|mount| mount.mount_point.to_string_lossy().len() <= MOUNT_POINT_BYTES);
         let too_long = all - mounts.len();
+        let mut names = HashSet::new();
+        mounts.retain(|mount| names.insert(mount.mount_point.to_string_lossy().into_owned()));
+        skipped("same_name", all - too_long - mounts.len());
         let too_many = mounts.len().saturating_sub(SAMPLE_FILESYSTEMS);
         mounts.truncate(SAMPLE_FILESYSTEMS);
         for (problem, count, reason) in [
