@@ -91,7 +91,7 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
         ),
         (
             changed(&|body| (body["vm"], body["processes"]) = (Value::Null, json!([]))),
-            "the sample has no rows",
+            "the sample has neither a row of the VM nor rows of processes",
         ),
         (padded, "the message is larger than"),
     ]

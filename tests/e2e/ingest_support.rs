@@ -50,6 +50,8 @@ enum Subject {
     Process(i64, u64),
     /// Several processes, by their name and user.
     Sum(String, Option<String>),
+    /// A filesystem, by its mount point.
+    Filesystem(String),
 }
 
 /// The rows that must be stored. No other rows may be stored.
@@ -67,7 +69,10 @@ impl Rows {
             processes.map(|process| Subject::Process(process.pid.into(), process.running_time.to_bits()));
         let sums = sample.sums.iter();
         let sums = sums.map(|sum| Subject::Sum(sum.cmd.clone(), sum.owner.user.clone()));
-        let subjects = sample.vm.iter().map(|_| Subject::Vm).chain(processes).chain(sums);
+        let filesystems = sample.filesystems.iter();
+        let filesystems = filesystems.map(|filesystem| Subject::Filesystem(filesystem.mount_point.clone()));
+        let vm = sample.vm.iter().map(|_| Subject::Vm);
+        let subjects = vm.chain(processes).chain(sums).chain(filesystems);
         self.0.extend(subjects.map(|subject| {
             let date = sample.create_date.to_string();
             (sample.instance_id.to_string(), date, subject)
@@ -148,6 +153,8 @@ async fn stored(database: &Database) -> Vec<Identity> {
             Subject::Process(pid, started.to_bits())
         } else if row.contains_key("processes") {
             Subject::Sum(text("cmd"), row.get_str("user").ok().map(str::to_owned))
+        } else if row.contains_key("mount_point") {
+            Subject::Filesystem(text("mount_point"))
         } else {
             Subject::Vm
         };
