@@ -50,8 +50,8 @@ pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
 pub use stack::{
-    ADMIN, GUEST, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
-    THIS_MACHINE,
+    ADMIN, CLOCK_FILE, GUEST, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack,
+    StackBuilder, THIS_MACHINE,
 };
 pub use tools::{fake_time_library, nats_server, nginx, node_and_chromium, schemathesis};
 

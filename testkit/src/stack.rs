@@ -146,7 +146,13 @@ impl Replica {
         if asked.status().is_success() {
             return Ok(());
         }
-        Err(asked.text().await.unwrap_or_default())
+        let reason = asked.text().await.unwrap_or_default();
+        // A program whose clock a benchmark makes fast is otherwise never ready.
+        let has_own_clock = !self.process.setting(CLOCK_FILE).is_empty();
+        if has_own_clock && reason.contains("the clock of this machine") {
+            return Ok(());
+        }
+        Err(reason)
     }
 
     /// The replica's metrics in the text format of Prometheus.
@@ -176,6 +182,9 @@ impl Replica {
         self.ready().await;
     }
 }
+
+/// The setting of libfaketime that names the file with the difference to the machine's clock.
+pub const CLOCK_FILE: &str = "FAKETIME_TIMESTAMP_FILE";
 
 /// Configures a stack before it is started.
 #[derive(Debug)]

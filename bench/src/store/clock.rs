@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use testkit::{Program, StackBuilder, fake_time_library};
+use testkit::{CLOCK_FILE, Program, StackBuilder, fake_time_library};
 use tokio::task::JoinHandle;
 
 /// Interval at which the clock is set. The program reads its new value within a second.
@@ -65,7 +65,7 @@ impl FastClock {
         let library = fake_time_library().unwrap_or_default();
         let settings = [
             ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", self.face.file.display().to_string()),
+            (CLOCK_FILE, self.face.file.display().to_string()),
             ("FAKETIME_CACHE_DURATION", "1".to_owned()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ];

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use bson::{DateTime, Document, doc};
 use futures::{StreamExt, TryStreamExt, stream};
 use mongodb::Collection;
-use testkit::{Program, Stack, eventually};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::metrics::SAMPLE_STREAM;
 use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
@@ -93,6 +93,11 @@ impl Bench {
             .set(Program::Metrics, "VMWATCH_COMPACTION_DELETE_AFTER", "6s")
             .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "1s");
         let stack = clock.used_by(stack).start().await;
+        eventually("the stream of samples exists", PATIENCE, async || {
+            let stream = stack.bus.jetstream_for_tests().get_stream(SAMPLE_STREAM).await;
+            stream.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
         report.describe(&stack)?;
         report.section("Compaction");
         let offset = UTC_OFFSET.default.parse()?;
