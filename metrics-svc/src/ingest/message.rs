@@ -10,7 +10,7 @@ use vmwatch_api::{
 };
 use vmwatch_blocks::{SAMPLE_CONTENT_TYPE, SAMPLE_LIMITS, decode_sample};
 
-use crate::documents::Documents;
+use crate::documents::{Documents, micros_of};
 
 /// Decodes and validates a message, or states why it is refused for good.
 pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
@@ -33,8 +33,7 @@ pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, St
 /// Decodes the sender from the headers of a message. Headers that cannot be decoded count as missing.
 fn sender(headers: &HeaderMap, arrival: SystemTime) -> Sender {
     let text = |name| headers.get(name).map(HeaderValue::as_str);
-    let since = arrival.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let arrived_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let arrived_ms = u64::try_from(micros_of(arrival) / 1000).unwrap_or(0);
     let sent_ms = text(SENT_AT).and_then(|text| text.parse::<u64>().ok());
     Sender {
         arrived_ms,

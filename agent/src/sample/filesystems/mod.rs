@@ -81,6 +81,8 @@ enum Problem {
     TooMany,
     /// The mount point is too long.
     TooLong,
+    /// In a row, the mount point would equal that of another filesystem.
+    SameName,
     /// The kernel refused to answer about this filesystem.
     Unreadable(PathBuf),
 }
@@ -145,11 +147,12 @@ impl FilesystemSampler {
         let too_long = all - mounts.len();
         let mut names = HashSet::new();
         mounts.retain(|mount| names.insert(mount.mount_point.to_string_lossy().into_owned()));
-        skipped("same_name", all - too_long - mounts.len());
+        let same_name = all - too_long - mounts.len();
         let too_many = mounts.len().saturating_sub(SAMPLE_FILESYSTEMS);
         mounts.truncate(SAMPLE_FILESYSTEMS);
         for (problem, count, reason) in [
             (Problem::TooLong, too_long, "long_mount_point"),
+            (Problem::SameName, same_name, "same_name"),
             (Problem::TooMany, too_many, "too_many"),
         ] {
             if count == 0 {
@@ -160,7 +163,7 @@ impl FilesystemSampler {
             if self.is_new(problem) {
                 warn!(
                     count,
-                    reason, "some filesystems exceed the limits of a sample; they have no rows"
+                    reason, "a sample cannot hold some filesystems; they have no rows"
                 );
             }
         }

@@ -25,16 +25,16 @@ function describe(fault: Fault): { short: string; title: string; remedy: string 
   }
 }
 
+const describeAll = (faults: Fault[]) => faults.map(describe).filter((fault) => fault !== null);
+
 /** One badge per fault, for a row of the list. */
 export function FaultBadges({ faults }: { faults: Fault[] }) {
-  const known = faults.map(describe).filter((fault) => fault !== null);
-  return known.map(({ short, title }) => <Badge key={short} tone="warn" title={title}>{short}</Badge>);
+  return describeAll(faults).map(({ short, title }) => <Badge key={short} tone="warn" title={title}>{short}</Badge>);
 }
 
 /** Shows each fault of the agent and its remedy. */
 export function FaultNotes({ faults }: { faults: Fault[] }) {
-  const known = faults.map(describe).filter((fault) => fault !== null);
-  return known.map(({ short, title, remedy }) => (
+  return describeAll(faults).map(({ short, title, remedy }) => (
     <p class="banner warn" role="status" key={short}>
       <span><b>{title}</b> {remedy}</span>
     </p>
