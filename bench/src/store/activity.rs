@@ -205,6 +205,11 @@ fn owner(place: u32) -> ProcessOwner {
 /// Measures of a VM with some load: processes rarely wait for memory or disks, the hypervisor rarely takes CPU time, and
 /// the swap space in use rarely changes.
 fn system(random: &mut Random, cpu_util: f64, swap: f64) -> SystemSample {
+    let change = if random.below(100) == 0 {
+        random.unit() - 0.5
+    } else {
+        0.0
+    };
     let mut rarely = |one_in, most: f64| {
         let value = tenth(random.unit() * most);
         if random.below(one_in) == 0 { value } else { 0.0 }
@@ -213,7 +218,7 @@ fn system(random: &mut Random, cpu_util: f64, swap: f64) -> SystemSample {
         cores: Some(CORES),
         steal: Some(rarely(20, 2.0)),
         load: Some(hundredth(cpu_util / 100.0 * f64::from(CORES) + rarely(3, 0.5))),
-        swap: Some(tenth(swap + rarely(100, 0.5))),
+        swap: Some(tenth((swap + change).clamp(0.0, 100.0))),
         pressure_cpu: Some(tenth(cpu_util / 20.0 + rarely(2, 1.0))),
         pressure_mem: Some(rarely(100, 1.0)),
         pressure_io: Some(rarely(4, 5.0)),

@@ -1,5 +1,7 @@
 //! The document of a stored block.
 
+use std::ops::Range;
+
 use bson::{RawBsonRef, RawDocument};
 
 use super::hour_of;
@@ -43,6 +45,11 @@ impl<'a> StoredBlock<'a> {
                 .get_datetime("expires")
                 .map_or(Expires::Never, |at| Expires::At(at.timestamp_millis())),
         })
+    }
+
+    /// Whether no row is in this time range.
+    pub(crate) const fn is_outside(&self, time: &Range<i64>) -> bool {
+        self.to < time.start || self.from >= time.end
     }
 
     /// Start of the hour that contains all rows.

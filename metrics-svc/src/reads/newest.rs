@@ -122,8 +122,7 @@ impl<'a> Newest<'a> {
                 if self.is_complete_before(bound) {
                     return Ok(());
                 }
-                let is_outside = block.to < query.time.start || block.from >= query.time.end;
-                if !is_outside && !self.is_complete_before(self.nearest(&block)) {
+                if !block.is_outside(&query.time) && !self.is_complete_before(self.nearest(&block)) {
                     // Some rows with the date at which the last page ended were on that page.
                     let first = First {
                         rows: self.most.rows,

@@ -84,12 +84,12 @@ pub(super) async fn blocks(
     // A block lies within one hour, so one that ends in the time range begins at the earliest with its first hour.
     let from = DateTime::from_millis(hour_of(query.time.start).div_euclid(1000));
     let to = DateTime::from_millis(query.time.end.saturating_add(999).div_euclid(1000));
+    // The filter has no other fields: with a further one, the development database reads all blocks of the VM.
     let find_blocks = blocks
         .find(doc! {
             "instance_id": query.instance.as_str(),
             "kind": query.kind.name(),
             "from": { "$gte": from, "$lt": to },
-            "to": { "$gte": DateTime::from_millis(query.time.start.div_euclid(1000)) },
         })
         .projection(doc! { "from": 1, "to": 1, "data": 1, "expires": 1 })
         .sort(doc! { "from": direction })
@@ -192,6 +192,7 @@ impl<'a> Scan<'a> {
             match StoredBlock::from_document(document) {
                 None => note_unreadable(&self.query, document),
                 Some(block) if block.hour() != hour => break,
+                Some(block) if block.is_outside(&self.query.time) => {}
                 Some(block) => match decode(&block, &self.query, None, &mut self.budget) {
                     Decoded::OverBudget if self.hours < self.least_hours => {
                         self.budget.refill();
