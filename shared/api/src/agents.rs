@@ -1,9 +1,12 @@
 //! What metrics-svc learns about the agent of a VM from the headers of its messages: its clock, its UTC offset, and whether
-//! another agent reports as the same VM.
+//! another agent reports as the same VM; and the status message of an agent.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::time::UtcOffset;
+use super::{InstanceId, bounded_text, time::UtcOffset};
+
+/// Maximum length of an [`AgentText`], in bytes.
+const MAX_AGENT_TEXT: usize = 128;
 
 /// Header of a sample message: when the agent sent it, by the clock of the VM, in Unix milliseconds. A message that is
 /// sent again has the new time.
@@ -44,6 +47,71 @@ pub struct Sender {
     pub utc_offset: Option<UtcOffset>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
+}
+
+/// The subject of the status messages of a VM's agent.
+pub fn status_subject(instance_id: &InstanceId) -> String {
+    format!("vmwatch.v1.agents.{instance_id}.status")
+}
+
+/// The status message of an agent, as JSON. An agent sends it after each connection and about once per hour. A value that
+/// the agent cannot read is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Version of the agent.
+    pub version: AgentText,
+    /// Architecture of the VM's processor, such as `x86_64`.
+    pub architecture: AgentText,
+    /// Release of the kernel, such as `6.1.0-18-amd64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<AgentText>,
+    /// Name of the distribution (`PRETTY_NAME` in `/etc/os-release`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<AgentText>,
+    /// The kernel's random id of this boot of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<AgentText>,
+}
+
+/// A text of an agent's status: 1 to 128 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct AgentText(String);
+
+impl AgentText {
+    const RULE: &str = "must be a text of 1 to 128 bytes without control characters";
+
+    /// Shortens the text to the permitted length, without control characters; `None` if nothing is left.
+    pub fn shortened(text: &str) -> Option<Self> {
+        let printable: String = text.chars().filter(|letter| !letter.is_control()).collect();
+        let trimmed = printable.trim();
+        let mut end = trimmed.len().min(MAX_AGENT_TEXT);
+        while !trimmed.is_char_boundary(end) {
+            end -= 1;
+        }
+        let text = trimmed.get(..end)?.trim_end();
+        Self::allows(text).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn allows(text: &str) -> bool {
+        (1..=MAX_AGENT_TEXT).contains(&text.len()) && !text.chars().any(char::is_control)
+    }
+}
+
+impl Default for AgentText {
+    fn default() -> Self {
+        Self("?".to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for AgentText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+    }
 }
 
 /// Why the samples of a VM may be wrong or misleading.
@@ -107,5 +175,22 @@ mod tests {
             serde_json::from_str::<AgentFault>(newer).unwrap(),
             AgentFault::Unknown
         );
+    }
+
+    #[test]
+    fn agent_status_matches_golden_json_and_its_texts_are_bounded() {
+        let golden = r#"{"version":"0.1.0","architecture":"x86_64","kernel":"6.1.0-18-amd64","distribution":"Debian GNU/Linux 12 (bookworm)","boot_id":"1b4e28ba-2fa1-41d2-883f-0016d3cca427"}"#;
+        let status: AgentStatus = serde_json::from_str(golden).unwrap();
+        assert_eq!(serde_json::to_string(&status).unwrap(), golden);
+        let least = r#"{"version":"1","architecture":"a","of_a_newer_version":1}"#;
+        assert_eq!(serde_json::from_str::<AgentStatus>(least).unwrap().kernel, None);
+        for bad in [String::new(), "x".repeat(129), "a\\nb".to_owned()] {
+            let text = format!(r#"{{"version":"{bad}","architecture":"a"}}"#);
+            assert!(serde_json::from_str::<AgentStatus>(&text).is_err(), "{bad}");
+        }
+        let shortened = |text: &str| AgentText::shortened(text).map(|text| text.0);
+        assert_eq!(shortened(" Debian\n12 ").as_deref(), Some("Debian12"));
+        assert_eq!(shortened(&"é".repeat(200)), Some("é".repeat(64)));
+        assert_eq!(shortened("\n"), None);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Access, Class, Kind, Method, MethodInfo, Role, Service, UserKey, UserName, auth::Login,
-    lifecycle::OperationId, metrics::Limit,
+    enrollment::AgentsEnroll, lifecycle::OperationId, metrics::Limit,
 };
 
 /// The JetStream stream of audit records. Records are only appended, never changed.
@@ -14,8 +14,8 @@ pub const AUDIT_STREAM: &str = "VMWATCH_AUDIT";
 /// Prefix of audit subjects: a record is published on `vmwatch.v1.audit.<action>`, such as
 /// `vmwatch.v1.audit.lifecycle.start`.
 pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
-/// The JetStream stream of audit records that a client can cause without a session: failed logins. It is a separate
-/// stream so that a flood of failed logins cannot evict other audit records.
+/// The JetStream stream of audit records that a client can cause without a session: failed logins and refused enrolments
+/// of agents. It is a separate stream so that a flood of them cannot evict other audit records.
 pub const UNAUTHENTICATED_AUDIT_STREAM: &str = "VMWATCH_AUDIT_UNAUTHENTICATED";
 /// Prefix of subjects for audit records without a session: `vmwatch.v1.audit_unauthenticated.<action>`.
 pub const UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit_unauthenticated.";
@@ -80,7 +80,8 @@ pub struct AuditRecord {
     pub at_ms: u64,
     /// The requested action, written as the method's subject without the common prefix, such as `lifecycle.start`.
     pub action: String,
-    /// Name of the user who attempted the action. If no such user exists, the name is escaped by [`UserName::shown`].
+    /// Name of the user who attempted the action. If no such user exists, the name is escaped by [`UserName::shown`]. For
+    /// the enrolment of an agent, the name of the user who created the join token.
     pub user: String,
     /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,8 +103,10 @@ pub struct AuditRecord {
 impl AuditRecord {
     /// Whether the audit record was caused by a request with a session or by an operator at the command line.
     pub fn is_authenticated(&self) -> bool {
-        let failed_login = self.action == Login::INFO.subject && self.result != AuditResult::Succeeded;
-        !failed_login && !self.user.is_empty()
+        let without_session =
+            [Login::INFO.subject, AgentsEnroll::INFO.subject].contains(&self.action.as_str());
+        let failed = without_session && self.result != AuditResult::Succeeded;
+        !failed && !self.user.is_empty()
     }
 
     /// The NATS subject that the audit record is published on.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     Principal, Role, Scope,
     audit::{AuditRecord, AuditResult},
+    enrollment::{AgentRecord, JoinTokenRecord},
     events::LiveEvent,
     inventory::{InventoryHypervisor, InventoryVm},
     labels::VmLabels,
@@ -46,6 +47,8 @@ const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.jso
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
+const JOIN_TOKEN: &str = include_str!("../../../tests/golden/forms/join-token.json");
+const AGENT: &str = include_str!("../../../tests/golden/forms/agent.json");
 const EVENTS: [&str; 5] = [
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
@@ -66,6 +69,8 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<InventoryVm>(INVENTORY_VM);
     reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);
     reads_more::<VmLabels>(VM_LABELS);
+    reads_more::<JoinTokenRecord>(JOIN_TOKEN);
+    reads_more::<AgentRecord>(AGENT);
     for event in EVENTS {
         reads_more::<LiveEvent>(event);
     }

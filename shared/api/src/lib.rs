@@ -12,6 +12,7 @@
 pub mod agents;
 pub mod audit;
 pub mod auth;
+pub mod enrollment;
 pub mod events;
 pub mod filesystems;
 #[cfg(test)]
@@ -93,7 +94,7 @@ pub enum Kind {
 /// of one class cannot exhaust the capacity for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Logins: each costs a password hash, and clients can send them without a session.
+    /// Logins, each of which costs a password hash, and enrolments of agents: clients can send them without a session.
     Login,
     /// Logouts and user management, which must remain possible under any other load.
     Account,
@@ -191,6 +192,12 @@ pub const METHODS: &[MethodInfo] = &[
     users::UsersRemove::INFO,
     users::UsersSetPassword::INFO,
     audit::List::INFO,
+    enrollment::JoinTokensCreate::INFO,
+    enrollment::JoinTokensList::INFO,
+    enrollment::JoinTokensRevoke::INFO,
+    enrollment::AgentsEnroll::INFO,
+    enrollment::AgentsList::INFO,
+    enrollment::AgentsRevoke::INFO,
     metrics::ProcessLatest::INFO,
     metrics::VmLatest::INFO,
     metrics::ProcessByName::INFO,

@@ -224,6 +224,12 @@ impl<T: Table> Follower<T> {
         self.shared.reloads.subscribe()
     }
 
+    /// Waits until the table contains everything that the KV bucket contained at the time of the call. Concurrent callers
+    /// share one request to the server, and requests are sent at a minimum interval.
+    pub async fn catch_up(&self) -> Result<(), NotCurrent> {
+        self.find(|_| None::<()>).await.map(drop)
+    }
+
     /// Looks up an entry in the table. If the entry is missing, the table first catches up with the KV bucket.
     /// Concurrent callers share one request to the server, and requests are sent at a minimum interval.
     pub async fn find<R>(&self, find: impl Fn(&T) -> Option<R>) -> Result<Option<R>, NotCurrent> {

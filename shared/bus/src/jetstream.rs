@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_nats::{
     HeaderMap, Message, StatusCode, Subject,
+    client::PublishErrorKind,
     jetstream::{
         self, ErrorCode,
         consumer::{self, Consumer, FromConsumer, IntoConsumerConfig, PullConsumer, pull},
@@ -30,7 +31,7 @@ pub use self::{
     bucket::{Bucket, Watch},
     reader::Reader,
 };
-use super::Bus;
+use super::{Bus, replies::NoReply};
 
 /// A JetStream request failed, or its result is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum JetStreamError {
     Timeout,
     #[error("no stream stores messages of this subject, or JetStream is not available")]
     NoResponders,
+    /// The NATS server accepts no message of this size.
+    #[error("the message is larger than the NATS server accepts")]
+    TooLarge,
     #[error("the request to JetStream could not be sent")]
     NotSent(#[source] async_nats::Error),
     #[error("JetStream refused the request")]
@@ -66,7 +70,10 @@ impl JetStreamError {
 
     /// Whether the same request would fail again.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::NotSent(_) | Self::InvalidKey)
+        matches!(
+            self,
+            Self::Refused(_) | Self::TooLarge | Self::NotSent(_) | Self::InvalidKey
+        )
     }
 }
 
@@ -261,7 +268,12 @@ impl Bus {
         let asking = self.replies.request(&self.client, subject, headers, body);
         let answer = tokio::time::timeout(limit, asking).await;
         let answer = answer.map_err(|_| JetStreamError::Timeout)?;
-        let answer = answer.map_err(|error| JetStreamError::NotSent(error.into()))?;
+        let answer = answer.map_err(|error| match error {
+            NoReply::NotSent(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                JetStreamError::TooLarge
+            }
+            error => JetStreamError::NotSent(error.into()),
+        })?;
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
             return Err(JetStreamError::NoResponders);
         }

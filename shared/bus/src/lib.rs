@@ -14,6 +14,7 @@ pub mod audit;
 mod call;
 pub mod clock;
 mod codec;
+mod connection;
 mod context;
 mod discovery;
 mod drain;
@@ -34,20 +35,20 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, PublishError, Subject, connection::State};
+use async_nats::{Client, Event, HeaderMap, PublishError, Subject, connection::State};
 use bytes::Bytes;
-use metrics::counter;
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
-use vmwatch_service::jitter::jittered;
+use tracing::{debug, warn};
 
 pub use self::settings::{
-    BusSettings, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
+    BusSettings, EnrolledKey, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
     NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, SETTINGS,
+    ping_interval,
 };
+pub use connection::connect_with_nkey;
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
-use self::{clock::ClockDifference, replies::Replies, settings::Login};
+use self::{clock::ClockDifference, connection::Refusals, replies::Replies};
 
 /// Connecting to NATS or using the connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,7 @@ pub struct Bus {
     jetstream: async_nats::jetstream::Context,
     reconnections: watch::Receiver<()>,
     outages: watch::Receiver<()>,
+    refusals: Arc<Refusals>,
     clock: Arc<ClockDifference>,
 }
 
@@ -90,40 +92,13 @@ impl Bus {
     pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
         let (connected, reconnections) = watch::channel(());
         let (disconnected, outages) = watch::channel(());
-        let mut options = ConnectOptions::new()
-            .name(name)
-            // Each NATS user has its own inbox prefix. With a common prefix, every program would need permission to
-            // subscribe to `_INBOX.>` and could read the replies that other programs receive.
-            .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
-            .ping_interval(settings.ping_interval)
-            .connection_timeout(Duration::from_secs(5))
-            .retry_on_initial_connect()
-            .reconnect_delay_callback(reconnect_delay)
-            .event_callback(move |event| {
-                note(&event);
-                match event {
-                    Event::Connected => connected.send_replace(()),
-                    Event::Disconnected => disconnected.send_replace(()),
-                    _ => {}
-                }
-                std::future::ready(())
-            });
-        options = match settings.login.clone() {
-            Login::None => options,
-            Login::Password { user, password } => options.user_and_password(user, password),
-            Login::CredentialsFile(file) => options
-                .credentials_file(file)
-                .await
-                .map_err(BusError::Credentials)?,
-            Login::NkeySeed(seed) => options.nkey(seed),
-        };
-        if let Some(ca_file) = &settings.ca_file {
-            options = options.add_root_certificates(ca_file.clone()).require_tls(true);
-        }
-        if let Some((certificate, key)) = settings.certificate.clone() {
-            options = options.add_client_certificate(certificate, key).require_tls(true);
-        }
-        let client = options.connect(settings.urls.as_slice()).await?;
+        let refusals = Arc::new(Refusals::default());
+        let connecting = connection::connect(name, settings, &refusals, move |event| match event {
+            Event::Connected => connected.send_replace(()),
+            Event::Disconnected => disconnected.send_replace(()),
+            _ => {}
+        });
+        let client = connecting.await?;
         let replies = Arc::new(Replies::subscribe(&client).await?);
         let jetstream = async_nats::jetstream::new(client.clone());
         Ok(Self {
@@ -132,6 +107,7 @@ impl Bus {
             jetstream,
             reconnections,
             outages,
+            refusals,
             clock: Arc::default(),
         })
     }
@@ -158,6 +134,18 @@ impl Bus {
         self.client.connection_state() == State::Connected
     }
 
+    /// Whether NATS refused the last login. The client keeps trying, because NATS also refuses logins while the service
+    /// that checks them is unreachable.
+    pub fn is_login_refused(&self) -> bool {
+        self.refusals.is_login_refused()
+    }
+
+    /// A receiver that is notified each time that the NATS server closes the connection because of a message that was too
+    /// large, after this call.
+    pub fn oversized_messages(&self) -> watch::Receiver<()> {
+        self.refusals.oversized_messages()
+    }
+
     /// Fails if NATS is unreachable, or if the clock of this machine is so wrong that requests fail. The error states this as
     /// the reason why the program is not ready.
     pub fn check(&self) -> Result<(), Cow<'static, str>> {
@@ -182,7 +170,7 @@ impl Bus {
     }
 
     /// A receiver that is notified of each loss of the connection after this call, before the client connects again
-    /// (see [`reconnect_delay`]).
+    /// (see [`Refusals::delay`]).
     pub(crate) fn outages(&self) -> watch::Receiver<()> {
         let mut outages = self.outages.clone();
         outages.mark_unchanged();
@@ -249,32 +237,6 @@ pub fn inbox_prefix(identity: &str) -> String {
         _ => '_',
     };
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
-}
-
-/// Delay before a reconnection attempt. It grows to one second, so that a restarted server is found within two seconds.
-/// It is random because all agents lose their server at the same time. The first attempt waits as well, so that the
-/// subscriptions of the lost connection end before the client would renew them (see [`drain`]).
-fn reconnect_delay(attempts: usize) -> Duration {
-    let longest = match attempts {
-        0..=5 => Duration::from_millis(100),
-        6..=10 => Duration::from_millis(500),
-        _ => Duration::from_secs(1),
-    };
-    jittered(longest, 0.5)
-}
-
-fn note(event: &Event) {
-    match event {
-        Event::Connected => info!("connected to NATS"),
-        Event::SlowConsumer(subscription) => {
-            counter!("vmwatch_bus_slow_consumer_total").increment(1);
-            warn!(
-                subscription,
-                "messages were dropped because this program reads a subscription too slowly"
-            );
-        }
-        other => warn!(event = %other, "the state of the NATS connection changed"),
-    }
 }
 
 #[cfg(test)]

@@ -72,6 +72,11 @@ pub const SETTINGS: &[Setting] = &[
     NATS_PING_INTERVAL,
 ];
 
+/// The ping interval, which has the same range in all programs.
+pub fn ping_interval(env: &Environment) -> Result<Duration, Invalid> {
+    env.duration(&NATS_PING_INTERVAL)
+}
+
 /// The addresses of the NATS servers and the credentials to log in with.
 #[derive(Clone)]
 pub struct BusSettings {
@@ -81,6 +86,8 @@ pub struct BusSettings {
     /// The paths of this program's client certificate and private key.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) ping_interval: Duration,
+    /// The identity in the inbox prefix, if it is neither the NATS user nor the program.
+    pub(crate) inbox: Option<String>,
 }
 
 #[derive(Clone)]
@@ -89,6 +96,12 @@ pub(crate) enum Login {
     Password { user: String, password: String },
     CredentialsFile(PathBuf),
     NkeySeed(String),
+}
+
+/// The nkey of an enrolled agent. It has no `Debug`, because the seed is secret.
+pub struct EnrolledKey {
+    pub seed: String,
+    pub public_key: String,
 }
 
 /// `Debug` is implemented by hand to omit passwords.
@@ -110,7 +123,7 @@ impl BusSettings {
         let certificate = env.optional::<PathBuf>(&NATS_CERTIFICATE_FILE);
         let key = env.optional::<PathBuf>(&NATS_KEY_FILE);
         let ca_file = env.optional::<PathBuf>(&NATS_CA_FILE);
-        let ping = env.duration(&NATS_PING_INTERVAL);
+        let ping = ping_interval(env);
         let login = match (user?, password?, credentials?, seed?) {
             (None, None, None, None) => Login::None,
             (Some(user), Some(password), None, None) => Login::Password { user, password },
@@ -142,14 +155,40 @@ impl BusSettings {
             ca_file: ca_file?,
             certificate,
             ping_interval: ping?,
+            inbox: None,
         })
     }
 
-    /// The identity used in the inbox prefix: the NATS user, or the program's name if no NATS user is set.
-    pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {
-        match &self.login {
-            Login::Password { user, .. } => user,
-            Login::None | Login::CredentialsFile(_) | Login::NkeySeed(_) => program,
+    /// The settings of an enrolled agent, which logs in with an nkey. Its inbox prefix contains the public key.
+    pub fn enrolled(
+        urls: Vec<String>,
+        key: EnrolledKey,
+        ca_file: Option<PathBuf>,
+        ping_interval: Duration,
+    ) -> Self {
+        Self {
+            urls,
+            login: Login::NkeySeed(key.seed),
+            ca_file,
+            certificate: None,
+            ping_interval,
+            inbox: Some(key.public_key),
         }
+    }
+
+    /// The identity used in the inbox prefix: the public key of an enrolled agent or the NATS user, or the program's name if
+    /// neither is set.
+    pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {
+        match (&self.inbox, &self.login) {
+            (Some(identity), _) | (None, Login::Password { user: identity, .. }) => identity,
+            (None, Login::None | Login::CredentialsFile(_) | Login::NkeySeed(_)) => program,
+        }
+    }
+
+    /// Whether a URL selects NATS over WebSocket.
+    pub(crate) fn uses_websocket(&self) -> bool {
+        self.urls
+            .iter()
+            .any(|url| url.starts_with("ws://") || url.starts_with("wss://"))
     }
 }

@@ -26,7 +26,7 @@ pub enum Value {
 }
 
 impl Value {
-    pub(super) fn span_range(self) -> Option<(Span, Span)> {
+    pub fn span_range(self) -> Option<(Span, Span)> {
         match self {
             Self::Duration(least, most) => Some((least.parse().ok()?, most.parse().ok()?)),
             _ => None,
