@@ -1,5 +1,5 @@
-//! Background task for the audit: it records the counts of failed logins, publishes metrics, and recreates lost audit
-//! streams.
+//! Background task for the audit: it records the counts of failed logins and refused enrolments, publishes metrics, and
+//! recreates lost audit streams.
 
 use std::{
     sync::Arc,
@@ -10,9 +10,10 @@ use metrics::gauge;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use vmwatch_api::{
-    Method, Service,
+    Method, MethodInfo, Service,
     audit::{AuditRecord, AuditResult},
     auth::Login,
+    enrollment::AgentsEnroll,
     time::unix_millis,
 };
 use vmwatch_bus::{
@@ -24,12 +25,27 @@ use vmwatch_bus::{
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs until shutdown, then records the failed logins counted so far.
+/// Counts the failed logins and the refused enrolments by client address, for the audit.
+pub(crate) struct Floods {
+    pub(crate) logins: Flood,
+    pub(crate) enrollments: Flood,
+}
+
+impl Floods {
+    pub(crate) fn new(period: Duration, one_by_one: u32) -> Self {
+        Self {
+            logins: Flood::new(period, one_by_one),
+            enrollments: Flood::new(period, one_by_one),
+        }
+    }
+}
+
+/// Runs until shutdown, then records what was counted so far.
 pub(crate) async fn run(
     bus: Bus,
     audit: Audit,
     settings: AuditSettings,
-    flood: Arc<Flood>,
+    floods: Arc<Floods>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -40,25 +56,34 @@ pub(crate) async fn run(
             .run_until_cancelled(tokio::time::sleep(INTERVAL))
             .await
             .is_none();
-        record(&audit, &flood, stopping).await;
+        record(&audit, &floods.logins, Login::INFO, "failed logins", stopping).await;
+        let enrollments = &floods.enrollments;
+        record(
+            &audit,
+            enrollments,
+            AgentsEnroll::INFO,
+            "refused enrolments",
+            stopping,
+        )
+        .await;
         if stopping {
             return;
         }
     }
 }
 
-async fn record(audit: &Audit, flood: &Flood, all: bool) {
+async fn record(audit: &Audit, flood: &Flood, action: MethodInfo, what: &str, all: bool) {
     for (source, more) in flood.take(all) {
         let record = AuditRecord {
             at_ms: unix_millis(),
-            action: Login::INFO.subject.to_owned(),
+            action: action.subject.to_owned(),
             user: String::new(),
             source: Some(source),
             target: None,
             request_id: random_id(),
             operation_id: None,
             result: AuditResult::Refused,
-            detail: format!("{more} further failed logins from this source in about a minute"),
+            detail: format!("{more} further {what} from this source in about a minute"),
         };
         audit.end(&record, &record.request_id).await;
     }

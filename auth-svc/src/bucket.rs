@@ -86,17 +86,7 @@ impl Bucket {
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(&self, entry: Option<&Entry>) -> Value<T> {
-        let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
-            return Value::Nothing;
-        };
-        match serde_json::from_slice(&entry.value) {
-            Ok(value) => Value::Whole(value),
-            Err(error) => {
-                counter!("vmwatch_broken_records_total", "bucket" => self.name).increment(1);
-                warn!(%error, bucket = self.name, key = entry.key, "a record could not be decoded");
-                Value::Broken
-            }
-        }
+        decode(self.name, entry)
     }
 
     /// Writes a key that has never existed. Returns false if the key exists or was deleted.
@@ -127,6 +117,28 @@ impl Bucket {
     pub(crate) async fn delete_read(&self, entry: &Entry) -> Result<bool, AuthError> {
         let deleted = self.inner.delete_revision(&entry.key, entry.revision).await?;
         Ok(deleted.is_some())
+    }
+
+    /// Like [`Bucket::delete_read`], with a marker that NATS deletes after the time `keep`. The bucket must allow that.
+    pub(crate) async fn delete_read_for(&self, entry: &Entry, keep: &str) -> Result<bool, AuthError> {
+        let (key, revision) = (&entry.key, entry.revision);
+        let deleted = self.inner.delete_revision_for(key, revision, keep).await?;
+        Ok(deleted.is_some())
+    }
+}
+
+/// Decodes an entry of the named KV bucket.
+pub(crate) fn decode<T: DeserializeOwned>(bucket: &'static str, entry: Option<&Entry>) -> Value<T> {
+    let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+        return Value::Nothing;
+    };
+    match serde_json::from_slice(&entry.value) {
+        Ok(value) => Value::Whole(value),
+        Err(error) => {
+            counter!("vmwatch_broken_records_total", "bucket" => bucket).increment(1);
+            warn!(%error, bucket, key = entry.key, "a record could not be decoded");
+            Value::Broken
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The settings of auth-svc.
 
+mod callout;
+mod for_agents;
+
 use std::{net::SocketAddr, time::Duration};
 
 use vmwatch_api::{NewUserName, users::NewPassword};
@@ -15,6 +18,9 @@ use vmwatch_service::{
     telemetry::{self, TelemetrySettings},
 };
 use vmwatch_store::StoreSettings;
+
+pub(crate) use self::for_agents::{AGENT_NATS_URL, ForAgents};
+use crate::callout::CalloutSettings;
 
 const HEALTH: &str = "127.0.0.1:9081";
 const USERS_COLLECTION: Setting = Setting {
@@ -116,6 +122,8 @@ pub const SETTINGS: &[&[Setting]] = &[
         audit::REQUIRED,
         health::setting(HEALTH),
     ],
+    for_agents::SETTINGS,
+    callout::SETTINGS,
     audit::SETTINGS,
     vmwatch_store::SETTINGS,
     serve::SETTINGS,
@@ -141,6 +149,9 @@ pub struct AuthSettings {
     /// Whether changes of users are refused while the audit cannot be written.
     pub(crate) audit_required: bool,
     pub(crate) first_admin: FirstAdmin,
+    pub(crate) for_agents: ForAgents,
+    /// The keys of the auth callout; without them, auth-svc does not answer it.
+    pub(crate) callout: Option<CalloutSettings>,
 }
 
 /// The limits that apply to sessions.
@@ -186,6 +197,8 @@ impl AuthSettings {
         let audit = AuditSettings::read(env);
         let audit_required = env.get(&audit::REQUIRED);
         let first_admin = first_admin(env);
+        let for_agents = ForAgents::read(env);
+        let callout = callout::callout(env);
         Ok(Self {
             bus: bus?,
             store: store?,
@@ -205,6 +218,8 @@ impl AuthSettings {
             audit: audit?,
             audit_required: audit_required?,
             first_admin: first_admin?,
+            for_agents: for_agents?,
+            callout: callout?,
         })
     }
 }

@@ -5,14 +5,18 @@ use std::time::Duration;
 use vmwatch_api::{
     UserName,
     audit::AuditResult,
+    enrollment::no_such_agent,
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
     BusError,
     audit::AuditError,
+    follow::NotCurrent,
     jetstream::JetStreamError,
     provision::{ProvisionError, setup::SetupError},
 };
+
+use crate::{config::AGENT_NATS_URL, enrollment::Refusal};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
@@ -84,7 +88,31 @@ pub enum AuthError {
     /// The user has no session with the given id.
     #[error("there is no such session")]
     NoSuchSession,
-    /// A command-line command on users was refused; the text contains the reason.
+    /// An agent was not enrolled.
+    #[error(transparent)]
+    Enrollment(#[from] Refusal),
+    /// There were too many enrolments with a wrong secret recently. The value is the time after which a retry is
+    /// possible.
+    #[error("too many recent enrolments with a wrong join token")]
+    EnrollmentThrottled(Duration),
+    /// The deployment does not say how agents reach NATS.
+    #[error(
+        "agents cannot enrol, because auth-svc does not know how they reach NATS; set {} of auth-svc",
+        AGENT_NATS_URL.name
+    )]
+    EnrollmentOff,
+    #[error("public_key must be the public nkey of a user; its checksum is wrong")]
+    InvalidAgentKey,
+    #[error("there is no such join token")]
+    NoSuchJoinToken,
+    #[error("this VM has no enrolled agent")]
+    NoSuchAgent,
+    #[error("too many valid join tokens are stored; revoke those that are no longer needed")]
+    TooManyJoinTokens,
+    /// The copy of a KV bucket in memory is not up to date.
+    #[error(transparent)]
+    Stale(#[from] NotCurrent),
+    /// A command-line command was refused; the text contains the reason.
     #[error("{0}")]
     Refused(String),
 }
@@ -103,7 +131,14 @@ impl AuthError {
             | Self::LastAdministrator(_)
             | Self::NotYours
             | Self::OldPasswordNeeded
-            | Self::WrongOldPassword => AuditResult::Refused,
+            | Self::WrongOldPassword
+            | Self::Enrollment(_)
+            | Self::EnrollmentThrottled(_)
+            | Self::EnrollmentOff
+            | Self::InvalidAgentKey
+            | Self::NoSuchJoinToken
+            | Self::NoSuchAgent
+            | Self::TooManyJoinTokens => AuditResult::Refused,
             _ => AuditResult::Failed,
         }
     }
@@ -120,12 +155,25 @@ impl From<AuthError> for Fault {
                 "too many recent failed logins; try again later",
             )
             .retry_after(wait),
-            AuthError::NoSuchUser(_) | AuthError::NoSuchSession => {
+            AuthError::EnrollmentThrottled(wait) => {
+                let text = format!("{error}; check the token and try again later");
+                Self::new(FaultKind::Throttled, text).retry_after(wait)
+            }
+            AuthError::Enrollment(refusal) => Self::new(refusal.kind(), refusal.to_string()),
+            AuthError::EnrollmentOff => Self::new(FaultKind::Unavailable, error.to_string()),
+            AuthError::InvalidAgentKey => Self::new(FaultKind::Invalid, error.to_string()),
+            AuthError::NoSuchAgent => no_such_agent(),
+            AuthError::NoSuchUser(_) | AuthError::NoSuchSession | AuthError::NoSuchJoinToken => {
                 Self::new(FaultKind::NotFound, error.to_string())
             }
-            AuthError::NameTaken(_) | AuthError::LastAdministrator(_) => {
+            AuthError::NameTaken(_) | AuthError::LastAdministrator(_) | AuthError::TooManyJoinTokens => {
                 Self::new(FaultKind::Conflict, error.to_string())
             }
+            AuthError::Stale(_) => Self::new(
+                FaultKind::Unavailable,
+                "the join tokens and agents cannot be read at the moment; try again shortly",
+            )
+            .caused_by(error),
             AuthError::NotYours | AuthError::OldPasswordNeeded | AuthError::WrongOldPassword => {
                 Self::new(FaultKind::Forbidden, error.to_string())
             }

@@ -1,5 +1,7 @@
 //! The handlers of auth-svc's methods.
 
+mod enrollment;
+
 use std::sync::Arc;
 
 use tracing::info;
@@ -7,6 +9,7 @@ use vmwatch_api::{
     Kind, Method, MethodInfo, Role, UserKey, UserName,
     audit::{AuditFilter, AuditPage, AuditResult},
     auth::{Credentials, Login, Password, Session},
+    enrollment::{AgentRef, JoinTokenRef},
     first_page,
     sessions::{Own, SessionIdRef, SessionList, SessionsEnd, UsedSessions},
     time::unix_millis,
@@ -52,7 +55,7 @@ impl Auth {
         };
         info!(user = %name, source, %result, "login attempted");
         let failed = result != AuditResult::Succeeded;
-        if failed && !self.flood.admits(&network(source)) {
+        if failed && !self.floods.logins.admits(&network(source)) {
             return outcome;
         }
         let entry = Entry {
@@ -313,8 +316,7 @@ impl Auth {
             return;
         }
         let context = &refused.context;
-        let target = serde_json::from_slice::<UserRef>(&refused.body).ok();
-        let target = target.map(|target| self.stored_name(&target.name));
+        let target = self.target(&refused.body);
         let entry = Entry {
             action: refused.method,
             user: context.principal.as_ref().map_or("", |principal| &principal.user),
@@ -325,6 +327,14 @@ impl Auth {
         };
         let (record, once) = entry.record(context);
         self.refusals.record(&record, &once).await;
+    }
+
+    /// The target of a refused request, whose parameters have not been validated: a user, a VM or a join token.
+    fn target(&self, body: &[u8]) -> Option<String> {
+        let user = serde_json::from_slice::<UserRef>(body).map(|user| self.stored_name(&user.name));
+        let agent = || serde_json::from_slice::<AgentRef>(body).map(|agent| agent.instance_id.to_string());
+        let token = || serde_json::from_slice::<JoinTokenRef>(body).map(|token| token.id.to_string());
+        user.or_else(|_| agent()).or_else(|_| token()).ok()
     }
 
     pub(crate) async fn list_audit(

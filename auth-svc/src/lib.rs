@@ -1,5 +1,5 @@
-//! The service for users and sessions. Users are stored in MongoDB, sessions in a JetStream KV bucket that gateways
-//! follow.
+//! The service for users and sessions, and for join tokens and agents. Users are stored in MongoDB, sessions in a
+//! JetStream KV bucket that gateways follow, join tokens and agents in KV buckets that only this service reads.
 //!
 //! A login costs two reads of the user, one argon2id verification, and one write each to the KV bucket of sessions, the
 //! session index and the audit. No program asks this service whether a session is valid: gateways decide from the KV
@@ -11,13 +11,18 @@
 )]
 
 mod accounts;
+mod agents;
 mod audit;
 mod audit_watch;
 mod bucket;
+mod callout;
 pub mod config;
+mod enrollment;
+pub mod enrollment_commands;
 mod error;
 mod first_admin;
 mod handlers;
+mod join_tokens;
 mod mirror;
 mod password;
 mod reconcile;
@@ -35,12 +40,15 @@ use vmwatch_api::{
     Service,
     audit::List,
     auth::Login,
+    enrollment::{
+        AgentsEnroll, AgentsList, AgentsRevoke, JoinTokensCreate, JoinTokensList, JoinTokensRevoke,
+    },
     sessions::{SESSION_BUCKET, SessionsEnd, SessionsList, SessionsUsed, USER_BUCKET},
     users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
 };
 use vmwatch_bus::{
     Bus,
-    audit::{Audit, Flood, Refusals},
+    audit::{Audit, Refusals},
     clock,
     follow::Follower,
     provision::{
@@ -55,15 +63,28 @@ use vmwatch_service::{lifetime::until_done, program::Program};
 pub use error::AuthError;
 
 use crate::{
-    accounts::Accounts, config::AuthSettings, mirror::Mirror, password::Hasher, reconcile::Reconciler,
-    session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
+    accounts::Accounts,
+    agents::Agents,
+    audit_watch::Floods,
+    callout::Callout,
+    config::{AuthSettings, ForAgents},
+    enrollment::Enrollment,
+    join_tokens::JoinTokens,
+    mirror::Mirror,
+    password::Hasher,
+    reconcile::Reconciler,
+    session_index::SessionIndex,
+    sessions::Sessions,
+    store::UserStore,
+    throttle::Throttle,
 };
 
 /// Time without confirmation after which the in-memory copy of the KV bucket of users is stale. A stale copy is not
 /// compared with the database.
 const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// Number of failed logins from one client address that are recorded individually in each counting period.
+/// Number of failed logins, and of refused enrolments, from one client address that are recorded individually in each
+/// counting period.
 const FLOOD_ONE_BY_ONE: u32 = 10;
 const FLOOD_PERIOD: Duration = Duration::from_mins(1);
 
@@ -73,10 +94,12 @@ pub(crate) struct Auth {
     accounts: Arc<Accounts>,
     /// The in-memory copy of the KV bucket of users.
     mirrored: Follower<UserTable>,
+    enrollment: Enrollment,
+    /// What agents need in order to report.
+    for_agents: ForAgents,
     throttle: Throttle,
     audit: Audit,
-    /// Counts failed logins by client address for the audit.
-    flood: Arc<Flood>,
+    floods: Arc<Floods>,
     refusals: Arc<Refusals>,
 }
 
@@ -85,13 +108,20 @@ pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthErr
     let name = Service::Auth.name();
     let bus = Bus::connect(name, &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), program.shutdown().clone());
+    let callout = match &settings.callout {
+        Some(keys) => Some(Callout::connect(&settings.bus, keys).await?),
+        None => None,
+    };
     let waiting_for = "waiting for the database, the KV buckets and the NATS subscriptions";
-    let connected = bus.clone();
-    let check = move || connected.check();
+    let (connected, system) = (bus.clone(), callout.clone());
+    let check = move || {
+        connected.check()?;
+        system.as_ref().map_or(Ok(()), Callout::check)
+    };
     program.start_health(settings.health, waiting_for, check).await?;
 
     let database = settings.store.open_durable(name).await?;
-    let served = Box::pin(serve(&settings, &bus, &database, &program)).await;
+    let served = Box::pin(serve(&settings, &bus, callout, &database, &program)).await;
     vmwatch_store::close(&database).await;
     served
 }
@@ -99,6 +129,7 @@ pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthErr
 async fn serve(
     settings: &AuthSettings,
     bus: &Bus,
+    callout: Option<Callout>,
     database: &Database,
     program: &Program,
 ) -> Result<(), AuthError> {
@@ -110,7 +141,8 @@ async fn serve(
         tokio::try_join!(
             Sessions::open(bus, &settings.sessions),
             Mirror::open(bus, replicas),
-            Throttle::open(bus, settings.throttle, replicas)
+            Throttle::open(bus, settings.throttle, replicas),
+            async { Ok(Enrollment::ensure_buckets(bus, replicas).await?) }
         )
     });
     // The audit stream is created before the first administrator, because creating the administrator writes an audit
@@ -124,9 +156,10 @@ async fn serve(
         Box::pin(first_admin).await.map(|()| audit)
     };
     let (buckets, audit) = tokio::join!(buckets, Box::pin(audit));
-    let (Some((sessions, mirror, throttle)), Some(audit)) = (buckets, audit) else {
+    let (Some((sessions, mirror, throttle, ())), Some(audit)) = (buckets, audit) else {
         return Ok(());
     };
+    let enrollment = Enrollment::follow(bus, &shutdown);
     let accounts = Arc::new(Accounts {
         users,
         hasher,
@@ -153,31 +186,42 @@ async fn serve(
     {
         return Ok(());
     }
+    if shutdown.run_until_cancelled(enrollment.filled()).await.is_none() {
+        return Ok(());
+    }
     tokio::spawn(reconciler.run(shutdown.clone()));
     let refusals = Arc::new(Refusals::new(audit.clone(), Service::Auth));
     let auth = Arc::new(Auth {
         bus: bus.clone(),
         accounts,
         mirrored,
+        enrollment,
+        for_agents: settings.for_agents.clone(),
         throttle,
         audit,
-        flood: Arc::new(Flood::new(FLOOD_PERIOD, FLOOD_ONE_BY_ONE)),
+        floods: Arc::new(Floods::new(FLOOD_PERIOD, FLOOD_ONE_BY_ONE)),
         refusals: Arc::clone(&refusals),
     });
     let watching = tokio::spawn(audit_watch::run(
         bus.clone(),
         auth.audit.clone(),
         settings.audit,
-        Arc::clone(&auth.flood),
+        Arc::clone(&auth.floods),
         shutdown.clone(),
     ));
     let (counting, until) = (Arc::clone(&refusals), shutdown.clone());
     tokio::spawn(async move { counting.run(until).await });
+    let answering = match (callout, &settings.callout) {
+        (Some(callout), Some(keys)) => Some(callout.start(bus, keys.issuer.clone(), shutdown.clone()).await?),
+        _ => None,
+    };
     let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);
     server.run(shutdown, || program.set_serving()).await?;
     refusals.finish().await;
-    if let Err(error) = watching.await {
-        warn!(%error, "a background task of auth-svc panicked");
+    for task in [Some(watching), answering].into_iter().flatten() {
+        if let Err(error) = task.await {
+            warn!(%error, "a background task of auth-svc panicked");
+        }
     }
     Ok(())
 }
@@ -192,11 +236,14 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
 /// Creates auth-svc's streams and KV buckets; changes existing ones to the configured values.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
-    let wanted: [Wanted; 6] = [
+    let replicas = settings.sessions.replicas;
+    let wanted: [Wanted; 8] = [
         Sessions::bucket(&settings.sessions).into(),
         SessionIndex::bucket(&settings.sessions).into(),
-        Mirror::bucket(settings.sessions.replicas).into(),
-        Throttle::bucket(settings.throttle, settings.sessions.replicas).into(),
+        Mirror::bucket(replicas).into(),
+        Throttle::bucket(settings.throttle, replicas).into(),
+        JoinTokens::bucket(replicas).into(),
+        Agents::bucket(replicas).into(),
         authenticated.into(),
         unauthenticated.into(),
     ];
@@ -223,4 +270,10 @@ fn methods(server: Server, auth: &Arc<Auth>) -> Server {
         .method(UsersRemove, bind(auth, Auth::remove_user))
         .method(UsersSetPassword, bind(auth, Auth::set_password))
         .method(List, bind(auth, Auth::list_audit))
+        .method(JoinTokensCreate, bind(auth, Auth::create_join_token))
+        .method(JoinTokensList, bind(auth, Auth::list_join_tokens))
+        .method(JoinTokensRevoke, bind(auth, Auth::revoke_join_token))
+        .method(AgentsEnroll, bind(auth, Auth::enroll))
+        .method(AgentsList, bind(auth, Auth::list_agents))
+        .method(AgentsRevoke, bind(auth, Auth::revoke_agent))
 }

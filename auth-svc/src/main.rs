@@ -1,7 +1,8 @@
-//! The program `vmwatch-auth`, which manages users and sessions.
+//! The program `vmwatch-auth`, which manages users, sessions, join tokens and agents.
 
 use auth_svc::{
     config::{AuthSettings, SETTINGS},
+    enrollment_commands::{self, AgentCommand, JoinTokenCommand},
     users::{self, UserCommand},
 };
 use clap::{Parser, Subcommand};
@@ -10,7 +11,8 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-auth";
 
-/// vmwatch service for users and sessions: answers `auth.*` requests on the bus and manages users.
+/// vmwatch service for users, sessions and agents: answers `auth.*` requests on the bus, and manages users, join tokens
+/// and agents.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {
@@ -25,6 +27,12 @@ enum Command {
     /// Add, change, list and remove users; passwords are read from a prompt or standard input.
     #[command(subcommand)]
     User(UserCommand),
+    /// Create, list and revoke join tokens, with which agents enrol.
+    #[command(subcommand)]
+    JoinToken(JoinTokenCommand),
+    /// List enrolled agents and revoke their keys.
+    #[command(subcommand)]
+    Agent(AgentCommand),
     /// Create this service's JetStream streams and KV buckets, or change them as configured; can be repeated.
     Setup(SetupArguments),
 }
@@ -35,6 +43,8 @@ async fn main() -> anyhow::Result<()> {
     let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
     match command.unwrap_or(Command::Serve) {
         Command::User(command) => users::run(command, &settings).await?,
+        Command::JoinToken(command) => enrollment_commands::join_token(command, &settings).await?,
+        Command::Agent(command) => enrollment_commands::agent(command, &settings).await?,
         Command::Setup(arguments) => auth_svc::set_up(&settings, arguments).await?,
         Command::Serve => {
             let telemetry = settings.telemetry.clone();

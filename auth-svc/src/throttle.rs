@@ -13,6 +13,9 @@
 //! users that share an attacker's address. An attacker gets at most the limit of attempts for one user name or one
 //! address, plus one attempt for each combination with another address or user. Unknown user names are counted like
 //! known ones, so the throttle does not reveal which users exist.
+//!
+//! Enrolments with a wrong secret are counted in the same way, with the id of the join token in place of the user. So
+//! agents that share an address with an attacker, or with an agent whose token is wrong, can still enrol.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -21,7 +24,7 @@ use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::warn;
-use vmwatch_api::{UserKey, time::unix_millis};
+use vmwatch_api::{UserKey, enrollment::JoinTokenId, time::unix_millis};
 use vmwatch_bus::Bus;
 
 use crate::{
@@ -55,6 +58,13 @@ pub(crate) struct Attempt {
     pair: String,
     source: String,
     user: String,
+    kind: AttemptKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum AttemptKind {
+    Login,
+    Enrollment,
 }
 
 impl Attempt {
@@ -62,19 +72,31 @@ impl Attempt {
     /// user names can contain any character, and so that the KV bucket does not reveal them.
     pub(crate) fn new(user: &UserKey, source: &str) -> Self {
         let source = &network(source);
-        let key = |kind: &str, parts: &[&str]| {
-            let mut hash = Sha256::new();
-            for part in parts {
-                hash.update((part.len() as u64).to_be_bytes());
-                hash.update(part.as_bytes());
-            }
-            let digest: [u8; 32] = hash.finalize().into();
-            format!("{kind}.{}", hex::encode(digest))
-        };
         Self {
             pair: key("pair", &[user.as_str(), source]),
             source: key("source", &[source]),
             user: key("user", &[user.as_str()]),
+            kind: AttemptKind::Login,
+        }
+    }
+
+    /// Creates the keys for an attempt to enrol from this client address. All malformed tokens share one key. The keys
+    /// differ from those of logins, so that failed enrolments do not affect logins from the same address.
+    pub(crate) fn of_join_token(token: Option<&JoinTokenId>, source: &str) -> Self {
+        let source = &network(source);
+        let token = token.map_or("", JoinTokenId::as_str);
+        Self {
+            pair: key("pair", &["join token", token, source]),
+            source: key("source", &["join token", source]),
+            user: key("user", &["join token", token]),
+            kind: AttemptKind::Enrollment,
+        }
+    }
+
+    fn count_throttled(&self) {
+        match self.kind {
+            AttemptKind::Login => counter!("vmwatch_logins_throttled_total").increment(1),
+            AttemptKind::Enrollment => counter!("vmwatch_enrollments_throttled_total").increment(1),
         }
     }
 
@@ -82,6 +104,16 @@ impl Attempt {
     pub(crate) fn id(&self) -> &str {
         &self.pair
     }
+}
+
+fn key(kind: &str, parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    format!("{kind}.{}", hex::encode(digest))
 }
 
 impl Throttle {
@@ -116,7 +148,7 @@ impl Throttle {
         match wait(self.settings, pair, source, user, unix_millis()) {
             None => Ok(()),
             Some(wait) => {
-                counter!("vmwatch_logins_throttled_total").increment(1);
+                attempt.count_throttled();
                 Err(AuthError::Throttled(wait))
             }
         }
@@ -150,7 +182,7 @@ impl Throttle {
         if before(pair) < limit(self.settings, before(source), before(user)) {
             return Ok(());
         }
-        counter!("vmwatch_logins_throttled_total").increment(1);
+        attempt.count_throttled();
         Err(AuthError::Throttled(self.settings.window))
     }
 
@@ -301,6 +333,19 @@ mod tests {
         assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("192.0.2.1"), pair("192.0.2.2"));
+    }
+
+    #[test]
+    fn enrolments_and_logins_have_separate_counters() {
+        let id: JoinTokenId = "00112233445566ff".parse().unwrap();
+        let login = Attempt::new(&UserKey::from_name(id.as_str()), "192.0.2.1");
+        let enrolment = Attempt::of_join_token(Some(&id), "192.0.2.1");
+        let malformed = Attempt::of_join_token(None, "192.0.2.1");
+        assert_ne!(login.pair, enrolment.pair);
+        assert_ne!(login.source, enrolment.source);
+        assert_ne!(login.user, enrolment.user);
+        assert_ne!(malformed.pair, enrolment.pair);
+        assert_eq!(malformed.source, enrolment.source);
     }
 
     #[test]

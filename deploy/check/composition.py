@@ -25,6 +25,8 @@ def compose():
         for secret in spec.get("secrets", []):
             if secret not in declared:
                 yield f"{service} uses the secret {secret}, which is not declared"
+            if secret.startswith("callout-") and service != "auth-svc":
+                yield f"{service} has a key of the auth callout, which only auth-svc may have"
         yield from hardened(service, spec)
         name = program(spec)
         if name not in sources.CRATES:

@@ -117,6 +117,8 @@ def references(overlay: Overlay):
         mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
         if set(volumes) != set(mounts):
             yield f"{name}: its volumes {sorted(volumes)} differ from its mounts {sorted(mounts)}"
+        if name != "auth" and "vmwatch-callout" in {secret["secretName"] for secret in volumes.values()}:
+            yield f"{name} has the keys of the auth callout, which only auth-svc may have"
         files = set()
         for volume, secret in volumes.items():
             known = secret["secretName"] in made or secret["secretName"] in connections

@@ -55,6 +55,15 @@ def bus():
         here = re.search(rf"^\s*{name}: (\S+)$", document, re.M)[1].strip('"')
         if here != str(merged[name]).strip("<> "):
             yield f"nats-values.yaml: {name} is {merged[name]}, but {here} in nats.conf"
+    callout = merged["authorization"]["auth_callout"]
+    wanted = {"system_account: (.+)": merged["system_account"], "timeout: (.+)": merged["authorization"]["timeout"],
+              "account: (.+)": callout["account"], r"allowed_accounts: \[(.+)\]": callout["allowed_accounts"][0]}
+    for pattern, value in wanted.items():
+        here = re.search(rf"^\s*{pattern}$", document, re.M)[1]
+        if here != str(value):
+            yield f"nats-values.yaml: {pattern.partition(':')[0]} is {value}, but {here} in nats.conf"
+    if not callout["$include"].endswith("/nats-secrets/callout.conf"):
+        yield "nats-values.yaml: auth_callout does not include callout.conf"
     mounted = values["podTemplate"]["patch"][0]["value"]["secret"]
     if {item["key"] for item in mounted["items"]} != sources.secrets()[mounted["secretName"]]:
         yield f"nats-values.yaml does not mount all files of the Secret {mounted['secretName']}"

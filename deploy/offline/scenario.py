@@ -31,7 +31,7 @@ class Project:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         shutil.copy(layout.ROOT / "compose.yaml", self.folder)
-        for part in ("nats", "mongo", "compose", "secrets", "certificates.py", "observability"):
+        for part in ("nats", "mongo", "compose", "secrets", "certificates.py", "nkeys.py", "observability"):
             source = layout.ROOT / "deploy" / part
             copy = shutil.copytree if source.is_dir() else shutil.copy
             (self.folder / "deploy").mkdir(exist_ok=True)

@@ -17,8 +17,9 @@ use crate::{
     tools,
 };
 
-/// The configuration file of [`Nats::start_durable`], as a path inside the container.
-const DURABLE_CONFIG: &str = "/etc/vmwatch/nats-durable.conf";
+/// The configuration file of [`Nats::start_configured`], and its path inside the container.
+const CONFIG: &str = "nats-configured.conf";
+const MOUNTED_CONFIG: &str = "/etc/vmwatch/nats-configured.conf";
 
 /// A NATS server with JetStream. Its stored data survives restarts.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Nats {
     pub server: Server,
     url: String,
     secrets: Option<Secrets>,
+    /// The other servers of the cluster, with their URLs.
+    others: Vec<(Server, String)>,
 }
 
 impl Nats {
@@ -39,23 +42,29 @@ impl Nats {
     /// Like [`Nats::start`], but the NATS server writes each message to disk before acknowledging it, as configured in
     /// deploy/nats.
     pub async fn start_durable(folder: &Path) -> Self {
-        let store = match Backend::chosen() {
-            Backend::Processes => folder.join("nats").display().to_string(),
-            Backend::Containers => "/data".to_owned(),
-        };
-        let config = folder.join("nats-durable.conf");
-        let text = format!("jetstream {{ store_dir: {store:?}, sync_interval: always }}\n");
-        std::fs::write(&config, text).expect("writing to the temporary folder succeeds");
-        let config = config.display().to_string();
+        Self::start_configured(folder, "sync_interval: always", "").await
+    }
+
+    /// Starts a NATS server with these options of JetStream, and further lines of its configuration file. Clients without
+    /// credentials must have all permissions.
+    pub async fn start_configured(folder: &Path, jetstream: &str, further: &str) -> Self {
+        let config = folder.join(CONFIG).display().to_string();
+        write_config(folder, jetstream, further);
         let port = free_port();
         let server = match Backend::chosen() {
-            Backend::Processes => Server::Process(process(folder, port, &["--config", &config])),
+            Backend::Processes => Server::Process(process(folder, "nats", port, &["--config", &config])),
             Backend::Containers => {
-                let mounts = vec![(config, DURABLE_CONFIG)];
-                Server::Container(container(port, &["--config", DURABLE_CONFIG], mounts))
+                let mounts = vec![(config, MOUNTED_CONFIG)];
+                Server::Container(container(port, &["--config", MOUNTED_CONFIG], mounts))
             }
         };
         Self::started(server, port, None).await
+    }
+
+    /// Writes another configuration file for [`Nats::start_configured`], which the server reads when it is reloaded or
+    /// restarted.
+    pub fn configure(&self, folder: &Path, jetstream: &str, further: &str) {
+        write_config(folder, jetstream, further);
     }
 
     /// Starts a NATS server with the users and permissions of deploy/nats.
@@ -70,11 +79,11 @@ impl Nats {
         let server = match (backend, &secrets) {
             (Backend::Processes, None) => {
                 let args = ["--jetstream", &format!("--store_dir={store}")];
-                Server::Process(process(folder, port, &args))
+                Server::Process(process(folder, "nats", port, &args))
             }
             (Backend::Processes, Some(secrets)) => {
                 let config = secrets.nats_config(&store, free_port());
-                Server::Process(process(folder, port, &["--config", &config]))
+                Server::Process(process(folder, "nats", port, &["--config", &config]))
             }
             // The container gets the same arguments as in compose.yaml.
             (Backend::Containers, None) => {
@@ -88,13 +97,53 @@ impl Nats {
         Self::started(server, port, secrets).await
     }
 
+    /// Starts a cluster of NATS servers with the users and permissions of deploy/nats, as local processes. Programs connect
+    /// to the first of them.
+    pub async fn start_cluster(folder: &Path, size: usize, secrets: Secrets) -> Self {
+        let routes: Vec<_> = (0..size).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        let start = |(index, listen): (usize, &String)| {
+            let (name, port) = (format!("nats-{index}"), free_port());
+            let store = folder.join(format!("{name}-data")).display().to_string();
+            let config = secrets.nats_cluster_config(&name, &store, listen, &routes);
+            (
+                Server::Process(process(folder, &name, port, &["--config", &config])),
+                port,
+            )
+        };
+        let mut servers = routes.iter().enumerate().map(start);
+        let (first, port) = servers.next().expect("a cluster has servers");
+        let others = servers
+            .map(|(server, port)| (server, format!("nats://127.0.0.1:{port}")))
+            .collect();
+        let url = format!("nats://127.0.0.1:{port}");
+        let nats = Self {
+            server: first,
+            url,
+            secrets: Some(secrets),
+            others,
+        };
+        nats.answers().await;
+        nats
+    }
+
+    /// The URLs of all servers of the cluster.
+    pub fn urls(&self) -> Vec<&str> {
+        let others = self.others.iter().map(|(_, url)| url.as_str());
+        [self.url()].into_iter().chain(others).collect()
+    }
+
     async fn started(server: Server, port: u16, secrets: Option<Secrets>) -> Self {
         let encrypted = secrets
             .as_ref()
             .is_some_and(|secrets| secrets.ca_file().is_some());
         let scheme = if encrypted { "tls" } else { "nats" };
         let url = format!("{scheme}://127.0.0.1:{port}");
-        let nats = Self { server, url, secrets };
+        let nats = Self {
+            server,
+            url,
+            secrets,
+            others: Vec::new(),
+        };
         nats.answers().await;
         nats
     }
@@ -203,15 +252,24 @@ impl Nats {
     }
 }
 
-fn process(folder: &Path, port: u16, args: &[&str]) -> Process {
+fn write_config(folder: &Path, jetstream: &str, further: &str) {
+    let store = match Backend::chosen() {
+        Backend::Processes => folder.join("nats").display().to_string(),
+        Backend::Containers => "/data".to_owned(),
+    };
+    let text = format!("jetstream {{\nstore_dir: {store:?}\n{jetstream}\n}}\n{further}\n");
+    std::fs::write(folder.join(CONFIG), text).expect("writing to the temporary folder succeeds");
+}
+
+fn process(folder: &Path, name: &str, port: u16, args: &[&str]) -> Process {
     let port = port.to_string();
     let args = [&["--addr", "127.0.0.1", "--port", &port], args].concat();
     Process::start(Spec {
-        name: "nats".to_owned(),
+        name: name.to_owned(),
         program: tools::nats_server(),
         args: args.into_iter().map(str::to_owned).collect(),
         env: Vec::new(),
-        log: folder.join("nats.log"),
+        log: folder.join(format!("{name}.log")),
     })
 }
 

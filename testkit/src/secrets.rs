@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use crate::ports::free_port;
+
 /// An additional NATS user for tests, with all permissions.
 pub(crate) const TEST_USER: &str = "test";
 
@@ -70,11 +72,9 @@ impl Secrets {
         let (users, end) = users.rsplit_once(']').expect("the file contains a list of users");
         let users = format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}");
         fs::write(to.join("users.conf"), users).unwrap();
-        fs::write(
-            to.join("agents.conf"),
-            fs::read(made.join("agents.conf")).unwrap(),
-        )
-        .unwrap();
+        for name in ["agents.conf", "system.conf", "callout.conf"] {
+            fs::write(to.join(name), fs::read(made.join(name)).unwrap()).unwrap();
+        }
     }
 
     fn copy_certificate(&self) {
@@ -120,6 +120,31 @@ impl Secrets {
         let config = fs::read_to_string(&tls).unwrap().replace(NATS_SECRETS, &here);
         fs::write(&tls, config).unwrap();
         path.display().to_string()
+    }
+
+    /// Writes the configuration for one of several NATS servers that form a cluster. `listen` and `routes` are addresses
+    /// of the cluster, the latter those of all servers.
+    pub(crate) fn nats_cluster_config(
+        &self,
+        name: &str,
+        store: &str,
+        listen: &str,
+        routes: &[String],
+    ) -> String {
+        let routes: Vec<_> = routes.iter().map(|route| format!("nats://{route}")).collect();
+        let first = self.nats_config(store, free_port());
+        let config = fs::read_to_string(first).unwrap();
+        let config = config.replace("server_name: vmwatch", &format!("server_name: {name}"));
+        let config =
+            format!("{config}\ncluster {{ name: vmwatch, listen: \"{listen}\", routes: {routes:?} }}\n");
+        let path = self.folder.join(format!("nats/{name}.conf"));
+        fs::write(&path, config).unwrap();
+        path.display().to_string()
+    }
+
+    /// The path of a file with a key of the auth callout: `nkey-seed` or `issuer-seed`.
+    pub fn callout_file(&self, name: &str) -> PathBuf {
+        self.folder.join("secrets/callout").join(name)
     }
 
     /// The path of the file with the password of a NATS user.

@@ -197,6 +197,7 @@ pub struct StackBuilder {
     /// The backend for NATS and the database; `None` selects the default of this test run.
     backend: Option<Backend>,
     bus_store: Option<PathBuf>,
+    nats_servers: usize,
 }
 
 impl StackBuilder {
@@ -253,6 +254,13 @@ impl StackBuilder {
         self.with_permissions()
     }
 
+    /// Starts a cluster of this many NATS servers, with the NATS users and permissions of deploy/nats.
+    #[must_use]
+    pub fn with_nats_cluster(mut self, size: usize) -> Self {
+        self.nats_servers = size;
+        self.with_permissions()
+    }
+
     /// Raises the limits of what one VM may send, for tests that publish in one second what an agent publishes in an
     /// hour.
     #[must_use]
@@ -301,13 +309,16 @@ impl StackBuilder {
         };
         let certificate = secrets.as_ref().and_then(Secrets::database_certificate);
         let backend = self.backend.unwrap_or_else(Backend::chosen);
-        let nats = async {
-            if self.durable && secrets.is_none() {
-                Nats::start_durable(folder.path()).await
-            } else {
-                Nats::start_on(backend, folder.path(), secrets).await
+        // Boxed, because the futures of tests contain it.
+        let nats = Box::pin(async {
+            match secrets {
+                Some(secrets) if self.nats_servers > 1 => {
+                    Nats::start_cluster(folder.path(), self.nats_servers, secrets).await
+                }
+                None if self.durable => Nats::start_durable(folder.path()).await,
+                secrets => Nats::start_on(backend, folder.path(), secrets).await,
             }
-        };
+        });
         let (nats, database) = tokio::join!(
             nats,
             Database::start_on(backend, folder.path(), certificate.as_deref())
@@ -335,6 +346,9 @@ impl StackBuilder {
                 let listen = free_port();
                 let mut env = stack.common_settings(program);
                 env.extend(own_settings(program, index, listen, stack.folder.path()));
+                if program == Program::Auth {
+                    env.extend(stack.agent_logins());
+                }
                 env.extend(self.overrides(program));
                 let replica = stack.spawn(program, index, env);
                 if program == Program::Gateway {
@@ -391,6 +405,7 @@ impl Stack {
             tls: false,
             backend: None,
             bus_store: None,
+            nats_servers: 1,
         }
     }
 
@@ -404,6 +419,18 @@ impl Stack {
                 .map(|&(name, value)| (name.to_owned(), value.to_owned())),
         );
         self.spawn(Program::Agent, 0, env)
+    }
+
+    /// Starts an agent that logs in with the identity in this folder, and has no other setting than a folder for its spool.
+    pub fn start_enrolled_agent(&self, identity: &Path) -> Replica {
+        let path = |path: &Path| path.display().to_string();
+        let env = [
+            ("VMWATCH_AGENT_IDENTITY_DIR", path(identity)),
+            ("VMWATCH_AGENT_SPOOL_DIR", path(&identity.with_extension("spool"))),
+            (NATS_PING_INTERVAL.name, "300ms".to_owned()),
+        ];
+        let env = env.map(|(name, value)| (name.to_owned(), value));
+        self.spawn(Program::Agent, 0, env.into())
     }
 
     /// The gateway with the given index.
@@ -563,6 +590,34 @@ impl Stack {
             env.extend(ca_file.map(|file| pair(MONGODB_CA_FILE.name, &file.display().to_string())));
         }
         env
+    }
+
+    /// The settings with which auth-svc enrols agents and answers NATS's auth callout; none in stacks without permissions.
+    fn agent_logins(&self) -> Vec<(String, String)> {
+        let Some(secrets) = self.nats.secrets() else {
+            return Vec::new();
+        };
+        let file = |path: PathBuf| path.display().to_string();
+        let mut settings = vec![
+            (
+                "VMWATCH_CALLOUT_NKEY_SEED_FILE",
+                file(secrets.callout_file("nkey-seed")),
+            ),
+            (
+                "VMWATCH_CALLOUT_ISSUER_SEED_FILE",
+                file(secrets.callout_file("issuer-seed")),
+            ),
+            ("VMWATCH_AGENT_NATS_URL", self.nats.url().to_owned()),
+            ("VMWATCH_AGENT_VM_INTERVAL", "500ms".to_owned()),
+            ("VMWATCH_AGENT_PROCESS_INTERVAL", "500ms".to_owned()),
+        ];
+        settings.extend(
+            secrets
+                .ca_file()
+                .map(|path| ("VMWATCH_AGENT_NATS_CA_FILE", file(path))),
+        );
+        let owned = settings.into_iter().map(|(name, value)| (name.to_owned(), value));
+        owned.collect()
     }
 
     fn spawn(&self, program: Program, index: usize, mut env: Vec<(String, String)>) -> Replica {

@@ -1,0 +1,300 @@
+//! Enrolled agents in a JetStream KV bucket, and a copy of them in memory. Only auth-svc writes to the bucket.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::jetstream::{kv::Entry, stream::Config};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use vmwatch_api::{
+    InstanceId, Scope, Service,
+    enrollment::{AGENT_BUCKET, AgentKey, AgentList, AgentPage, AgentRecord, AgentSummary, MAX_JOIN_SECONDS},
+    first_page,
+    time::unix_millis,
+};
+use vmwatch_bus::{
+    Bus,
+    follow::{Follower, Table},
+    provision::{ProvisionError, ensure_stream},
+};
+
+use crate::{
+    AuthError,
+    bucket::{self, Bucket, Kept, Spec, TRIES, Value},
+    enrollment::Refusal,
+};
+
+/// Maximum number of stored agents, including revoked ones.
+pub(crate) const MAX_AGENTS: usize = 100_000;
+/// Size limit of the KV bucket: an agent needs at most 600 bytes there; the rest is for deletion markers.
+const BUCKET_BYTES: i64 = 96 << 20;
+/// Time for which a revoked agent is kept at least. All join tokens that it may have used have expired then, so its key
+/// cannot be enrolled again by repeating a request.
+const KEEP_REVOKED_MS: u64 = MAX_JOIN_SECONDS as u64 * 1000;
+/// Time for which NATS keeps deletion markers. A copy in memory that missed a marker is read again as a whole.
+const MARKER_TTL: &str = "1h";
+/// Time without confirmation after which the copy in memory is stale.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+
+pub(crate) struct Agents {
+    bucket: Bucket,
+    table: Follower<AgentTable>,
+}
+
+/// The agents in the KV bucket, at most [`MAX_AGENTS`].
+#[derive(Debug, Default)]
+pub(crate) struct AgentTable {
+    agents: BTreeMap<InstanceId, Arc<AgentRecord>>,
+    /// The VM of each key.
+    vms: HashMap<AgentKey, InstanceId>,
+}
+
+impl AgentTable {
+    /// The VM and the record of the agent with this key, even if the key was revoked.
+    pub(crate) fn with_key(&self, key: &AgentKey) -> Option<(InstanceId, Arc<AgentRecord>)> {
+        let instance_id = self.vms.get(key)?;
+        let agent = self.agents.get(instance_id)?;
+        Some((instance_id.clone(), Arc::clone(agent)))
+    }
+
+    fn page(&self, page: &AgentPage, scope: &Scope) -> AgentList {
+        let limit = usize::from(page.limit.get());
+        let after = page.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let agents = self
+            .agents
+            .range::<InstanceId, _>((after, Bound::Unbounded))
+            .filter(|(instance_id, _)| scope.allows(instance_id))
+            .take(limit + 1)
+            .map(|(instance_id, agent)| summary(instance_id, agent));
+        let (agents, more) = first_page(agents, limit);
+        AgentList { agents, more }
+    }
+
+    /// The agent that was revoked first, if it may be removed.
+    fn removable(&self, now_ms: u64) -> Option<InstanceId> {
+        let revoked = self
+            .agents
+            .iter()
+            .filter_map(|(instance_id, agent)| Some((agent.revoked_at_ms?, instance_id)));
+        let (revoked_at_ms, instance_id) = revoked.min()?;
+        let is_old = revoked_at_ms.saturating_add(KEEP_REVOKED_MS) <= now_ms;
+        is_old.then(|| instance_id.clone())
+    }
+
+    fn remove(&mut self, instance_id: &InstanceId) {
+        if let Some(agent) = self.agents.remove(instance_id)
+            && self.vms.get(&agent.public_key) == Some(instance_id)
+        {
+            self.vms.remove(&agent.public_key);
+        }
+    }
+}
+
+impl Table for AgentTable {
+    fn emptied(&self) -> Self {
+        Self::default()
+    }
+
+    fn apply(&mut self, entry: &Entry) {
+        let Ok(instance_id) = entry.key.parse::<InstanceId>() else {
+            warn!(
+                key = entry.key,
+                "ignored a key of the KV bucket of agents that is not an instance id"
+            );
+            return;
+        };
+        self.remove(&instance_id);
+        let Some(agent) = bucket::decode::<AgentRecord>(AGENT_BUCKET, Some(entry)).into_option() else {
+            return;
+        };
+        match self.vms.entry(agent.public_key.clone()) {
+            hash_map::Entry::Vacant(free) => drop(free.insert(instance_id.clone())),
+            // Enrolment refuses this; two concurrent enrolments may overtake its check.
+            hash_map::Entry::Occupied(other) => {
+                warn!(%instance_id, other = %other.get(), "two VMs have the same key; it is valid only for the other VM");
+            }
+        }
+        self.agents.insert(instance_id, Arc::new(agent));
+    }
+}
+
+impl Agents {
+    /// The configuration of the KV bucket of agents.
+    pub(crate) fn bucket(replicas: usize) -> Config {
+        let spec = Spec {
+            name: AGENT_BUCKET,
+            description: "enrolled agents and their public keys",
+            // The bucket has no age limit, because an agent's record must exist as long as the agent.
+            max_age: Duration::ZERO,
+            max_bytes: BUCKET_BYTES,
+            replicas,
+        };
+        Config {
+            allow_message_ttl: true,
+            ..spec.into()
+        }
+    }
+
+    /// Creates the KV bucket if it is missing.
+    pub(crate) async fn ensure_bucket(bus: &Bus, replicas: usize) -> Result<(), ProvisionError> {
+        ensure_stream(bus, Service::Auth, &Self::bucket(replicas))
+            .await
+            .map(drop)
+    }
+
+    /// Starts following the KV bucket until shutdown.
+    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
+        let table = AgentTable::default();
+        Self {
+            bucket: Bucket::existing(bus, AGENT_BUCKET),
+            table: Follower::start(bus, AGENT_BUCKET, STALE_AFTER, table, shutdown.clone()),
+        }
+    }
+
+    /// Waits until all agents have been read.
+    pub(crate) async fn filled(&self) {
+        self.table.filled().await;
+    }
+
+    /// A page of the agents whose VMs are in the scope, sorted by instance id.
+    pub(crate) async fn list(&self, page: &AgentPage, scope: &Scope) -> Result<AgentList, AuthError> {
+        self.table.catch_up().await?;
+        Ok(self.table.read().page(page, scope))
+    }
+
+    /// Refuses a key that belongs to the agent of another VM: a key must say which VM its agent is in.
+    pub(crate) async fn check_key(&self, instance_id: &InstanceId, key: &AgentKey) -> Result<(), AuthError> {
+        let found = self.table.find(|table| table.with_key(key)).await?;
+        match found {
+            Some((other, _)) if other != *instance_id => Err(Refusal::KeyInUse.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes room for one more agent: at the maximum, the agent that was revoked first is removed.
+    pub(crate) async fn make_room(&self) -> Result<(), AuthError> {
+        let removable = {
+            let table = self.table.read();
+            if table.agents.len() < MAX_AGENTS {
+                return Ok(());
+            }
+            table.removable(unix_millis())
+        };
+        let removable = removable.ok_or(Refusal::TooManyAgents)?;
+        let entry = self.entry(&removable).await?;
+        if let (Some(entry), Value::Whole(agent)) = (&entry, self.decode(entry.as_ref()))
+            && agent.known.revoked_at_ms.is_some()
+        {
+            // If the record changed meanwhile, the VM has a new agent. The bucket may then hold one agent more.
+            self.bucket.delete_read_for(entry, MARKER_TTL).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the latest entry of a VM's agent.
+    pub(crate) async fn entry(&self, instance_id: &InstanceId) -> Result<Option<Entry>, AuthError> {
+        self.bucket.entry(instance_id.as_str()).await
+    }
+
+    pub(crate) fn decode(&self, entry: Option<&Entry>) -> Value<Kept<AgentRecord>> {
+        self.bucket.decode(entry)
+    }
+
+    /// Writes an agent's record only if it is unchanged since `read`. Returns false if it was changed in between.
+    pub(crate) async fn write(
+        &self,
+        instance_id: &InstanceId,
+        agent: &Kept<AgentRecord>,
+        read: Option<&Entry>,
+    ) -> Result<bool, AuthError> {
+        let value = serde_json::to_vec(agent)?;
+        self.bucket.write_over(instance_id.as_str(), value, read).await
+    }
+
+    /// Marks the key of a VM's agent as revoked. Succeeds as well if it is revoked already. Every replica follows the
+    /// bucket, so that this write alone makes the key invalid for new connections.
+    pub(crate) async fn revoke(&self, instance_id: &InstanceId) -> Result<AgentKey, AuthError> {
+        for _ in 0..TRIES {
+            let entry = self.entry(instance_id).await?;
+            let Value::Whole(mut agent) = self.decode(entry.as_ref()) else {
+                return Err(AuthError::NoSuchAgent);
+            };
+            let revoked = agent.known.revoked_at_ms.is_some();
+            agent.known.revoked_at_ms.get_or_insert_with(unix_millis);
+            if revoked || self.write(instance_id, &agent, entry.as_ref()).await? {
+                return Ok(agent.known.public_key);
+            }
+        }
+        Err(AuthError::Contended)
+    }
+}
+
+fn summary(instance_id: &InstanceId, agent: &AgentRecord) -> AgentSummary {
+    AgentSummary {
+        instance_id: instance_id.clone(),
+        public_key: agent.public_key.clone(),
+        join_token: agent.join_token.clone(),
+        enrolled_at_ms: agent.enrolled_at_ms,
+        source: agent.source.clone(),
+        revoked_at_ms: agent.revoked_at_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmwatch_api::metrics::Limit;
+
+    use super::*;
+
+    fn table(agents: &[(&str, Option<u64>)]) -> AgentTable {
+        let mut table = AgentTable::default();
+        for (vm, revoked_at_ms) in agents {
+            let agent = AgentRecord {
+                public_key: format!("U{vm:A>55}").parse().unwrap(),
+                join_token: "0000000000000000".parse().unwrap(),
+                enrolled_at_ms: 0,
+                source: None,
+                platform: None,
+                revoked_at_ms: *revoked_at_ms,
+            };
+            let instance_id: InstanceId = vm.parse().unwrap();
+            table.vms.insert(agent.public_key.clone(), instance_id.clone());
+            table.agents.insert(instance_id, Arc::new(agent));
+        }
+        table
+    }
+
+    #[test]
+    fn only_agents_revoked_long_ago_may_be_removed() {
+        let agents = table(&[("A", None), ("B", Some(2000)), ("C", Some(1000))]);
+        assert_eq!(agents.removable(KEEP_REVOKED_MS + 999), None);
+        let oldest = agents.removable(KEEP_REVOKED_MS + 1000);
+        assert_eq!(oldest, Some("C".parse().unwrap()));
+        assert_eq!(table(&[("A", None)]).removable(u64::MAX), None);
+    }
+
+    #[test]
+    fn key_of_removed_agent_is_free() {
+        let mut agents = table(&[("A", None), ("B", None)]);
+        let key: AgentKey = format!("U{:A>55}", "B").parse().unwrap();
+        let (vm, _) = agents.with_key(&key).unwrap();
+        assert_eq!(vm.as_str(), "B");
+        agents.remove(&vm);
+        assert!(agents.with_key(&key).is_none());
+        let page = AgentPage {
+            after: None,
+            limit: Limit::default(),
+        };
+        assert_eq!(agents.page(&page, &Scope::All).agents.len(), 1);
+        assert!(agents.page(&page, &Scope::Unknown).agents.is_empty());
+    }
+
+    #[test]
+    fn revoking_an_agent_preserves_fields_of_newer_version() {
+        bucket::assert_matches_golden::<AgentRecord>(include_str!("../../tests/golden/forms/agent.json"));
+    }
+}

@@ -1,0 +1,192 @@
+//! Join tokens and the enrolment of agents. The methods on the bus and the command line share this code.
+//!
+//! An enrolment writes two records: first the token's, which then has one use less, then the agent's. Both are written
+//! only if they have not changed since they were read, so that of two agents only one gets the last use. The token's
+//! record names the agent that took the latest use. If the second write fails, or the program is killed between the two,
+//! the agent repeats its request and needs no further use. Only if other agents used the token meanwhile is that use
+//! lost, and the repetition takes another one.
+
+mod rules;
+
+use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    Method,
+    enrollment::{
+        AgentKey, AgentRecord, AgentRef, AgentsRevoke, CreatedJoinToken, Enrollment as Request, JoinTokenId,
+        JoinTokenRef, JoinTokenUse, JoinTokensCreate, JoinTokensRevoke, NewJoinToken, SecretText,
+    },
+    time::unix_millis,
+    users::Done,
+};
+use vmwatch_bus::{Bus, Context, audit::Audit, provision::ProvisionError};
+
+pub(crate) use self::rules::Refusal;
+use self::rules::{Decision, Found, decide};
+use crate::{
+    AuthError,
+    agents::Agents,
+    audit,
+    bucket::{Kept, TRIES, Value},
+    join_tokens::{JoinTokens, generate},
+};
+
+/// Join tokens, and the agents that enrolled with them.
+pub(crate) struct Enrollment {
+    pub(crate) tokens: JoinTokens,
+    pub(crate) agents: Agents,
+}
+
+/// A successful enrolment.
+#[derive(Debug)]
+pub(crate) enum Registered {
+    /// The agent is new. The key that it replaced is no longer valid.
+    New { replaced: Option<AgentKey> },
+    /// The agent was enrolled before, by the same request.
+    Repeated,
+}
+
+impl Enrollment {
+    /// Creates the KV buckets if they are missing.
+    pub(crate) async fn ensure_buckets(bus: &Bus, replicas: usize) -> Result<(), ProvisionError> {
+        JoinTokens::ensure_bucket(bus, replicas).await?;
+        Agents::ensure_bucket(bus, replicas).await
+    }
+
+    /// Starts following the KV buckets until shutdown.
+    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
+        Self {
+            tokens: JoinTokens::follow(bus, shutdown),
+            agents: Agents::follow(bus, shutdown),
+        }
+    }
+
+    /// Waits until all join tokens and agents have been read.
+    pub(crate) async fn filled(&self) {
+        self.tokens.filled().await;
+        self.agents.filled().await;
+    }
+
+    /// Creates a join token; the audit records it first.
+    pub(crate) async fn create_token(
+        &self,
+        audit: &Audit,
+        context: &Context,
+        new: NewJoinToken,
+    ) -> Result<CreatedJoinToken, AuthError> {
+        let (token, record) = generate(new, context.user())?;
+        let creating = async {
+            let summary = self.tokens.create(&token, record).await?;
+            Ok(CreatedJoinToken {
+                token: SecretText::new(&token),
+                summary,
+            })
+        };
+        audit::announced(
+            audit,
+            context,
+            JoinTokensCreate::INFO,
+            token.id.as_str(),
+            creating,
+        )
+        .await
+    }
+
+    /// Revokes a join token; the audit records it first. Agents that have used the token stay enrolled.
+    pub(crate) async fn revoke_token(
+        &self,
+        audit: &Audit,
+        context: &Context,
+        JoinTokenRef { id }: &JoinTokenRef,
+    ) -> Result<Done, AuthError> {
+        let revoking = async { self.tokens.revoke(id).await.map(|()| Done {}) };
+        audit::announced(audit, context, JoinTokensRevoke::INFO, id.as_str(), revoking).await
+    }
+
+    /// Revokes the key of a VM's agent; the audit records it first. Returns the key.
+    pub(crate) async fn revoke_agent(
+        &self,
+        audit: &Audit,
+        context: &Context,
+        AgentRef { instance_id }: &AgentRef,
+    ) -> Result<AgentKey, AuthError> {
+        let revoking = self.agents.revoke(instance_id);
+        audit::announced(audit, context, AgentsRevoke::INFO, instance_id.as_str(), revoking).await
+    }
+
+    /// Enrols an agent with a token whose secret is right.
+    pub(crate) async fn register(
+        &self,
+        id: &JoinTokenId,
+        request: &Request,
+        source: Option<&str>,
+    ) -> Result<Registered, AuthError> {
+        let wanted = JoinTokenUse {
+            instance_id: request.instance_id.clone(),
+            public_key: request.public_key.clone(),
+        };
+        self.agents
+            .check_key(&wanted.instance_id, &wanted.public_key)
+            .await?;
+        for _ in 0..TRIES {
+            if let Some(registered) = self.try_register(id, &wanted, request, source).await? {
+                return Ok(registered);
+            }
+        }
+        Err(AuthError::Contended)
+    }
+
+    /// Returns `None` if one of the records was changed by another request after it was read.
+    async fn try_register(
+        &self,
+        id: &JoinTokenId,
+        wanted: &JoinTokenUse,
+        request: &Request,
+        source: Option<&str>,
+    ) -> Result<Option<Registered>, AuthError> {
+        let reads = tokio::try_join!(self.tokens.entry(id), self.agents.entry(&wanted.instance_id));
+        let (token_entry, agent_entry) = reads?;
+        let Value::Whole(mut token) = self.tokens.decode(token_entry.as_ref()) else {
+            // The token was removed meanwhile, or this NATS server does not have the new token yet.
+            return Ok(None);
+        };
+        let held = self.agents.decode(agent_entry.as_ref());
+        let found = match &held {
+            Value::Nothing => Found::Nothing,
+            Value::Broken => Found::Unreadable,
+            Value::Whole(agent) => Found::Agent(&agent.known),
+        };
+        let decision = decide((id, &token.known), found, wanted, unix_millis())?;
+        if decision == Decision::Repeated {
+            return Ok(Some(Registered::Repeated));
+        }
+        if matches!(found, Found::Nothing) {
+            self.agents.make_room().await?;
+        }
+        if decision == Decision::TakeUse {
+            token.known.used = token.known.used.saturating_add(1);
+            token.known.last_use = Some(wanted.clone());
+            if !self.tokens.replace(id, &token, token_entry.as_ref()).await? {
+                return Ok(None);
+            }
+        }
+        let agent = Kept::new(AgentRecord {
+            public_key: wanted.public_key.clone(),
+            join_token: id.clone(),
+            enrolled_at_ms: unix_millis(),
+            source: source.map(str::to_owned),
+            platform: request.platform.clone(),
+            revoked_at_ms: None,
+        });
+        let written = self
+            .agents
+            .write(&wanted.instance_id, &agent, agent_entry.as_ref())
+            .await?;
+        let replaced = match found {
+            Found::Agent(old) if old.public_key != wanted.public_key && old.revoked_at_ms.is_none() => {
+                Some(old.public_key.clone())
+            }
+            _ => None,
+        };
+        Ok(written.then_some(Registered::New { replaced }))
+    }
+}
