@@ -1,45 +1,29 @@
 //! The settings of the agent.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Duration,
-};
+mod enrolment;
+mod timing;
 
-use vmwatch_api::{InstanceId, time::UtcOffset};
-use vmwatch_bus::BusSettings;
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
 use vmwatch_service::{
-    config::{self, ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET, Value},
+    config::{ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
 
+pub use self::enrolment::EnrolCommandSettings;
+pub(crate) use self::{
+    enrolment::{EnrolmentSettings, Gateway, IDENTITY_DIR, Login, is_nats_url, product_uuid},
+    timing::{Intervals, Timing},
+};
+use self::{
+    enrolment::{GATEWAY_CA_FILE, GATEWAY_URL, INSTANCE_ID, JOIN_TOKEN_FILE},
+    timing::{PROCESS_INTERVAL, VM_INTERVAL},
+};
 use crate::select::Selection;
 
 const HEALTH: &str = "127.0.0.1:9084";
-/// The file with the VM's UUID as provided by the firmware. Under libvirt and Nova this is the id that the hypervisor
-/// uses.
-const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
 
-const INSTANCE_ID: Setting = Setting {
-    name: "VMWATCH_INSTANCE_ID",
-    value: Value::Text,
-    default: "",
-    help: "instance id of this VM; if empty, the agent uses the content of /sys/class/dmi/id/product_uuid, which only root can read",
-};
-const VM_INTERVAL: Setting = Setting {
-    name: "VMWATCH_AGENT_VM_INTERVAL",
-    value: Value::Duration("100ms", "1h"),
-    default: "10s",
-    help: "interval at which the agent samples the VM's own measures, such as CPU and memory usage",
-};
-const PROCESS_INTERVAL: Setting = Setting {
-    name: "VMWATCH_AGENT_PROCESS_INTERVAL",
-    value: Value::Duration("100ms", "24h"),
-    default: "60s",
-    help: "interval at which the agent samples the VM's processes and filesystems; must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
-};
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
     value: Value::Text,
@@ -81,6 +65,10 @@ const SPOOL_SIZE: Setting = Setting {
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         INSTANCE_ID,
+        IDENTITY_DIR,
+        GATEWAY_URL,
+        JOIN_TOKEN_FILE,
+        GATEWAY_CA_FILE,
         VM_INTERVAL,
         PROCESS_INTERVAL,
         PROCESSES,
@@ -100,26 +88,15 @@ pub const SETTINGS: &[&[Setting]] = &[
 /// The settings of the agent.
 #[derive(Debug)]
 pub struct AgentSettings {
-    pub(crate) bus: BusSettings,
+    pub(crate) login: Login,
     /// The telemetry settings; `main` uses them to start telemetry before anything else.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
-    pub(crate) instance_id: InstanceId,
-    pub(crate) intervals: Intervals,
     pub(crate) selection: Selection,
     pub(crate) command_lines: bool,
     pub(crate) short_lived_rows: usize,
     pub(crate) spool: SpoolSettings,
-    pub(crate) utc_offset: UtcOffset,
     pub(crate) drain_deadline: Duration,
-}
-
-/// The intervals at which the VM and its processes are sampled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Intervals {
-    pub(crate) vm: Duration,
-    /// Number of samples of the VM per sample of its processes; at least 1.
-    pub(crate) vm_per_process: u32,
 }
 
 /// The path and the maximum size of the spool folder.
@@ -132,11 +109,9 @@ pub(crate) struct SpoolSettings {
 impl AgentSettings {
     /// Reads the agent's settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let bus = BusSettings::read(env);
+        let login = Login::read(env);
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
-        let instance_id = instance_id(env, Path::new(PRODUCT_UUID));
-        let intervals = intervals(env);
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
         let command_lines = env.get(&COMMAND_LINES);
@@ -145,15 +120,12 @@ impl AgentSettings {
         // The spool must hold at least a few sample parts of the maximum size. The upper limit of this setting bounds
         // the memory that the index of the spool's files uses.
         let limit = env.size(&SPOOL_SIZE);
-        let utc_offset = config::utc_offset(env);
         let drain_deadline = env.duration(&DRAIN_DEADLINE);
         let pinned = pinned?.unwrap_or_default().0;
         Ok(Self {
-            bus: bus?,
+            login: login?,
             telemetry: telemetry?,
             health: health?,
-            instance_id: instance_id?,
-            intervals: intervals?,
             selection: match kind? {
                 Reported::All => Selection::All,
                 Reported::Top(count) => Selection::Top { count, pinned },
@@ -164,47 +136,8 @@ impl AgentSettings {
                 dir: dir?,
                 limit: limit?,
             },
-            utc_offset: utc_offset?,
             drain_deadline: drain_deadline?,
         })
-    }
-}
-
-fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Invalid> {
-    if let Some(given) = env.optional(&INSTANCE_ID)? {
-        return Ok(given);
-    }
-    let read = std::fs::read_to_string(product_uuid).map_err(|error| error.to_string());
-    let parsed = read.and_then(|text| {
-        // Some firmware provides the UUID in upper case, but hypervisors and the API use lower case.
-        let id = text.trim().to_ascii_lowercase();
-        id.parse::<InstanceId>()
-            .map_err(|error| format!("`{id}` {error}"))
-    });
-    parsed.map_err(|why| {
-        env.problem(format!(
-            "{} must be set: {} does not contain the id of this VM: {why}",
-            INSTANCE_ID.name,
-            product_uuid.display()
-        ))
-    })
-}
-
-fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
-    // The kernel accounts CPU time in ticks of 10 ms, so percentages over less than 100 ms would be mostly noise.
-    let vm = env.duration(&VM_INTERVAL);
-    let process = env.duration(&PROCESS_INTERVAL);
-    let (vm, process) = (vm?, process?);
-    let multiple = process.as_millis() / vm.as_millis();
-    let remainder = process.as_millis() % vm.as_millis();
-    match u32::try_from(multiple) {
-        Ok(vm_per_process @ 1..) if remainder == 0 => Ok(Intervals { vm, vm_per_process }),
-        _ => Err(env.problem(format!(
-            "{} must be a whole multiple of {} ({})",
-            PROCESS_INTERVAL.name,
-            VM_INTERVAL.name,
-            config::Span(vm)
-        ))),
     }
 }
 
@@ -255,6 +188,7 @@ impl FromStr for Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::enrol::Connection;
 
     fn read<const N: usize>(variables: [(&str, &str); N]) -> Result<AgentSettings, String> {
         let env = Environment::from_variables(variables);
@@ -264,8 +198,11 @@ mod tests {
     #[test]
     fn default_agent_settings_are_as_documented() {
         let settings = read([("VMWATCH_INSTANCE_ID", "vm-1")]).unwrap();
-        assert_eq!(settings.intervals.vm, Duration::from_secs(10));
-        assert_eq!(settings.intervals.vm_per_process, 6);
+        let Login::Static(Connection { timing, .. }) = settings.login else {
+            panic!("without an identity, the login is static");
+        };
+        assert_eq!(timing.intervals.vm, Duration::from_secs(10));
+        assert_eq!(timing.intervals.vm_per_process, 6);
         assert_eq!(settings.selection, Selection::All);
         assert!(!settings.command_lines);
         assert_eq!(settings.spool.limit, ByteSize(64 << 20));
@@ -305,26 +242,5 @@ mod tests {
         .unwrap();
         let pinned = vec!["nginx".to_owned(), "postgres".to_owned()];
         assert_eq!(settings.selection, Selection::Top { count: 3, pinned });
-    }
-
-    #[test]
-    fn instance_id_is_read_from_firmware_and_error_names_the_setting_if_that_fails() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
-        let env = Environment::from_variables([]);
-        let id = instance_id(&env, file.path()).unwrap();
-        assert_eq!(id.as_str(), "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e");
-
-        std::fs::write(file.path(), "Not Settable.\n").unwrap();
-        assert!(instance_id(&env, file.path()).is_err());
-        assert!(instance_id(&env, Path::new("/nonexistent/product_uuid")).is_err());
-        let problems = env.problems();
-        assert_eq!(problems.len(), 2);
-        for problem in problems {
-            assert!(
-                problem.starts_with("VMWATCH_INSTANCE_ID must be set: "),
-                "{problem}"
-            );
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +12,10 @@ use std::{
 
 use tokio::sync::Mutex;
 
-use crate::spool::{Queued, Spool};
+use crate::{
+    parts::Part,
+    spool::{Queued, Spool},
+};
 
 /// A disk that does not complete a call within this time counts as hung.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -70,6 +74,10 @@ impl Disk {
         self.call(Spool::oldest).await.flatten()
     }
 
+    pub(crate) async fn keep_refused(&self, part: Part) -> io::Result<PathBuf> {
+        self.call(move |spool| spool.keep_refused(&part)).await.flatten()
+    }
+
     pub(crate) async fn remove(&self, sequence: u64) -> io::Result<()> {
         self.call(move |spool| spool.remove(sequence)).await
     }
@@ -97,7 +105,10 @@ mod tests {
     use vmwatch_service::config::ByteSize;
 
     use super::*;
-    use crate::{config::SpoolSettings, spool::tests::part};
+    use crate::{
+        config::SpoolSettings,
+        spool::{SpoolLock, tests::part},
+    };
 
     fn queued(sequence: u64) -> Queued {
         part(sequence, 200)
@@ -110,7 +121,8 @@ mod tests {
             dir: dir.path().to_owned(),
             limit: ByteSize(1 << 20),
         };
-        let mut disk = Disk::new(Spool::open(&settings, "vm-1".parse().unwrap()).unwrap());
+        let lock = SpoolLock::take(&settings.dir).unwrap();
+        let mut disk = Disk::new(Spool::open(&settings, "vm-1".parse().unwrap(), lock).unwrap());
         assert!(disk.write(vec![queued(0)]).await.error.is_none());
 
         disk.deadline = Duration::from_millis(50);

@@ -13,11 +13,14 @@
     )
 )]
 
+mod announce;
 mod blocking_worker;
 pub mod config;
 mod disk;
 mod dropped;
+pub mod enrol;
 mod parts;
+mod pieces;
 mod publish;
 mod retry;
 pub mod sample;
@@ -28,9 +31,13 @@ mod ship;
 mod spool;
 mod status;
 
-use std::sync::Arc;
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 use vmwatch_blocks::Encoder;
 use vmwatch_bus::{Bus, BusError};
 use vmwatch_service::program::Program;
@@ -42,11 +49,12 @@ pub use spool::SpoolError;
 
 use crate::{
     config::AgentSettings,
+    enrol::{Connection, StartError},
     publish::Origin,
     sample::{Roots, SampleError, Sampler},
     sampling::SampleLoop,
     ship::Shipper,
-    spool::Spool,
+    spool::{Spool, SpoolLock},
     status::Status,
 };
 
@@ -63,7 +71,10 @@ pub enum AgentError {
     /// The spool folder cannot be opened.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// NATS is misconfigured or refused the login.
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// NATS is misconfigured.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// The time of the last boot cannot be read from the kernel.
@@ -84,39 +95,41 @@ pub enum AgentError {
 }
 
 /// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline; what remains stays in
-/// the spool.
+/// the spool. An agent without a login to NATS first waits for its enrolment.
 pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {
-    let id = settings.instance_id;
-    let spool = Spool::open(&settings.spool, id.clone())?;
+    let status = Arc::new(Status::default());
+    let lock = SpoolLock::take(&settings.spool.dir)?;
+    let connected = Arc::new(OnceLock::new());
+    let (ready_bus, ready_status) = (Arc::clone(&connected), Arc::clone(&status));
+    let ready = move || check(ready_bus.get(), &ready_status);
+    let waiting_for = "sampling has not started yet";
+    program.start_health(settings.health, waiting_for, ready).await?;
+    let roots = Roots::default();
+    let (spool_dir, shutdown) = (&settings.spool.dir, program.shutdown());
+    let connecting = enrol::connection(settings.login, spool_dir, &roots, &status, shutdown);
+    let Some(Connection {
+        bus,
+        instance_id: id,
+        timing,
+    }) = connecting.await?
+    else {
+        return Ok(());
+    };
+    let spool = Spool::open(&settings.spool, id.clone(), lock)?;
     let encoder = Encoder::new().map_err(AgentError::Encoder)?;
-    let mut sampler = Sampler::new(
-        id.clone(),
-        settings.utc_offset,
-        settings.selection,
-        Roots::default(),
-    )?
-    .with_exit_records(settings.short_lived_rows);
+    let mut sampler = Sampler::new(id.clone(), timing.utc_offset, settings.selection, roots.clone())?
+        .with_exit_records(settings.short_lived_rows);
     if settings.command_lines {
         sampler = sampler.with_command_lines();
     }
     // Each agent has its own client name in NATS.
-    let bus = Bus::connect(&format!("vmwatch-agent-{id}"), &settings.bus).await?;
-    let status = Arc::new(Status::default());
-    let (ready_bus, ready_status) = (bus.clone(), Arc::clone(&status));
-    let ready = move || {
-        ready_status.ready()?;
-        if ready_bus.is_connected() {
-            Ok(())
-        } else {
-            Err("no connection to NATS; samples wait in the spool".into())
-        }
-    };
-    let waiting_for = "sampling has not started yet";
-    program.start_health(settings.health, waiting_for, ready).await?;
+    let bus = Bus::connect(&format!("vmwatch-agent-{id}"), &bus).await?;
+    connected.get_or_init(|| bus.clone());
+    let _announcing = AbortOnDropHandle::new(tokio::spawn(announce::run(bus.clone(), id.clone(), roots)));
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let origin = Origin::new(settings.utc_offset)?;
+    let origin = Origin::new(timing.utc_offset)?;
     let shipper = Shipper::new(bus, &id, origin, spool, encoder, Arc::clone(&status));
-    let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
+    let sampling = SampleLoop::new(id, sampler, timing.intervals, sender, status);
     program.set_serving();
     // When the sampling loop ends, it drops the queue's sender. This closes the queue and so ends the shipping loop.
     let (outcome, ()) = tokio::join!(
@@ -124,4 +137,20 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
         shipper.run(receiver, settings.drain_deadline)
     );
     Ok(outcome?)
+}
+
+/// Whether the agent is ready, or why not. There is no bus before the agent is enrolled.
+fn check(bus: Option<&Bus>, status: &Status) -> Result<(), Cow<'static, str>> {
+    match bus {
+        Some(bus) if bus.is_login_refused() => Err(
+            "NATS refuses the login of this agent, because its key was revoked or the service that checks it (auth-svc) does not \
+             answer; trying again; samples wait in the spool"
+                .into(),
+        ),
+        Some(bus) if !bus.is_connected() => {
+            status.ready()?;
+            Err("no connection to NATS; samples wait in the spool".into())
+        }
+        _ => status.ready(),
+    }
 }

@@ -1,7 +1,10 @@
 //! The program `vmwatch-agent`, which samples a VM and its processes and publishes the samples.
 
-use agent::config::{AgentSettings, SETTINGS};
-use clap::Parser;
+use agent::{
+    config::{AgentSettings, EnrolCommandSettings, SETTINGS},
+    enrol::command::{self, EnrolArguments},
+};
+use clap::{Parser, Subcommand};
 use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-agent";
@@ -9,10 +12,35 @@ const PROGRAM: &str = "vmwatch-agent";
 /// Samples this VM and its processes and publishes the samples to NATS.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
-struct Arguments {}
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sample and publish; this is the default if no command is given
+    Run,
+    /// Enrol this VM: make a key, register it at the gateway with a join token, and store the gateway's answer
+    Enroll(EnrolArguments),
+}
 
 fn main() -> anyhow::Result<()> {
-    let Arguments {} = cli::parse(&SETTINGS.concat());
+    let Arguments { command } = cli::parse(&SETTINGS.concat());
+    match command.unwrap_or(Command::Run) {
+        Command::Run => run(),
+        Command::Enroll(arguments) => {
+            let settings = cli::settings_or_exit(PROGRAM, EnrolCommandSettings::read);
+            if let Err(error) = command::run(arguments, settings) {
+                eprintln!("{PROGRAM}: {error}");
+                std::process::exit(error.exit_code());
+            }
+            Ok(())
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let settings = cli::settings_or_exit(PROGRAM, AgentSettings::read);
     // A single thread runs all asynchronous work, which keeps the agent's memory usage low. Blocking calls run on other
     // threads.

@@ -69,6 +69,32 @@ fn split_within(mut sample: Sample, encoder: &mut Encoder, limits: Limits) -> Re
     Ok(parts)
 }
 
+/// Splits a sample part that is too large for NATS into two, each with a part of the process rows; `None` if that is
+/// impossible. Both have the number of the part, which appears only in logs and traces.
+pub(crate) fn halve(part: &Part, encoder: &mut Encoder) -> Option<[Part; 2]> {
+    let mut first = decode_sample(&part.body, SAMPLE_LIMITS).ok()?;
+    let has_more = first.vm.is_some() || !first.sums.is_empty() || !first.filesystems.is_empty();
+    let rows = first.processes.len();
+    if rows == 0 || (rows == 1 && !has_more) {
+        return None;
+    }
+    let processes = first.processes.split_off(rows / 2);
+    let second = Sample {
+        vm: None,
+        sums: Vec::new(),
+        filesystems: Vec::new(),
+        processes,
+        ..first.clone()
+    };
+    let mut encode = |sample: &Sample| {
+        let body = encode_sample(sample, encoder).ok()?;
+        let id = part.id.clone();
+        let body = body.into_boxed_slice().into();
+        Some(Part { id, body })
+    };
+    Some([encode(&first)?, encode(&second)?])
+}
+
 /// Whether metrics-svc accepts the size that the part has in memory when it is decoded. Parts with few rows are not
 /// decoded to find out: with the longest texts, they take less than half of what is allowed.
 fn is_decodable(sample: &Sample, body: &[u8]) -> bool {

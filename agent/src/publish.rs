@@ -22,6 +22,8 @@ const ACK_DEADLINE: Duration = Duration::from_secs(5);
 const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
 /// JetStream's error code for a stream that has too many messages queued in the NATS server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
+/// JetStream's error code for a message that is larger than the stream accepts.
+const TOO_LARGE: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM;
 
 /// The values that identify this agent process in the headers of each message.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +60,7 @@ pub(crate) enum Attempt {
     Repeated,
 }
 
-/// Why a sample part was not acknowledged. Every cause may be temporary, so the part is kept.
+/// Why a sample part was not acknowledged. Every cause except [`Self::TooLarge`] may be temporary, so the part is kept.
 #[derive(Debug)]
 pub(crate) enum PublishError {
     /// The agent has no connection to NATS.
@@ -73,6 +75,8 @@ pub(crate) enum PublishError {
     Busy,
     /// JetStream treated the message as a duplicate of another one and did not store it.
     Duplicate,
+    /// NATS never accepts a message of this size.
+    TooLarge,
     /// NATS refused the message.
     Refused(String),
     /// No acknowledgement arrived before the deadline.
@@ -96,6 +100,7 @@ impl PublishError {
             Self::Duplicate => {
                 "JetStream treated a new sample as a duplicate and did not store it; sending it again"
             }
+            Self::TooLarge => "NATS does not accept a sample part of this size",
             Self::Refused(_) => "NATS refuses samples (see the log); samples wait in the spool",
             Self::Unanswered => {
                 "NATS does not acknowledge samples (check the NATS user's permission to publish); samples wait in the spool"
@@ -149,8 +154,14 @@ pub(crate) async fn publish(
     headers.insert(NATS_EXPECTED_STREAM, SAMPLE_STREAM);
     headers.insert(CONTENT_TYPE, SAMPLE_CONTENT_TYPE);
     origin.add_headers(&mut headers);
+    // If the limit of the agents' account is lower than that of the server, the server closes the connection.
+    let mut oversized = bus.oversized_messages();
     let stored = bus.publish_stored(subject, headers, part.body, ACK_DEADLINE);
-    let outcome = match stored.instrument(span.clone()).await {
+    let stored = tokio::select! {
+        stored = stored.instrument(span.clone()) => stored,
+        Ok(()) = oversized.changed() => Err(JetStreamError::TooLarge),
+    };
+    let outcome = match stored {
         Ok(stored) if stored.duplicate && attempt == Attempt::First => Err(PublishError::Duplicate),
         Ok(_) => Ok(()),
         Err(error) => Err(classify(error)),
@@ -165,6 +176,7 @@ fn classify(error: JetStreamError) -> PublishError {
     match error {
         JetStreamError::NoResponders => PublishError::NoStream,
         JetStreamError::Timeout => PublishError::Unanswered,
+        JetStreamError::TooLarge => PublishError::TooLarge,
         JetStreamError::Refused(refusal) => classify_refusal(&refusal),
         JetStreamError::NotSent(error) | JetStreamError::Unreadable(error) => {
             PublishError::Refused(error.to_string())
@@ -179,6 +191,7 @@ fn classify_refusal(refusal: &jetstream::Error) -> PublishError {
         STORE_FAILED if refusal.to_string().contains("per subject") => PublishError::ShareFull,
         STORE_FAILED => PublishError::Full(refusal.to_string()),
         TOO_MANY_REQUESTS => PublishError::Busy,
+        TOO_LARGE => PublishError::TooLarge,
         _ => PublishError::Refused(refusal.to_string()),
     }
 }

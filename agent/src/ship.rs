@@ -1,6 +1,7 @@
 //! The shipping loop. It publishes sample parts to JetStream, in order and one at a time, and waits for
 //! each acknowledgement. Sample parts that are not acknowledged within 250 ms are spooled to disk. `spool.rs`
-//! describes the guarantees.
+//! describes the guarantees. A sample part that NATS will never accept because of its size is sent in pieces or, if it cannot
+//! be split, moved aside, so that the following ones are sent.
 //!
 //! At log level `trace`, this module logs each sample part when it is sampled, spooled and acknowledged, so tests
 //! can compare the log with the stored messages.
@@ -20,7 +21,8 @@ use vmwatch_bus::Bus;
 use crate::{
     disk::Disk,
     dropped,
-    parts::split,
+    parts::{halve, split},
+    pieces::Pieces,
     publish::{Attempt, Origin, PublishError, publish},
     retry::Retry,
     spool::{Queued, Spool},
@@ -46,6 +48,9 @@ pub(crate) struct Shipper {
     encoder: Encoder,
     /// Sample parts that are only in memory, oldest first. All sample parts on disk are older.
     fresh: VecDeque<Queued>,
+    /// The pieces of the oldest sample part that are not acknowledged yet, if NATS refused the part as too large. The part
+    /// itself stays in the spool or in memory until all of them are.
+    pieces: Pieces,
     /// Time at which the sample parts in memory must be written to the spool.
     write_at: Option<Instant>,
     next_sequence: u64,
@@ -72,6 +77,7 @@ impl Shipper {
             status,
             encoder,
             fresh: VecDeque::new(),
+            pieces: Pieces::default(),
             write_at: None,
             tried: None,
             retry: Retry::new(),
@@ -170,12 +176,15 @@ impl Shipper {
     /// Returns the oldest sample part if it is time to send one. While the disk hangs, sample parts in memory are
     /// sent before those on disk, because the current state of a VM with a hung disk is the most important.
     async fn next(&mut self) -> Option<Queued> {
-        if !self.retry.is_due() || (self.fresh.is_empty() && self.disk.waiting() == 0) {
+        if !self.retry.is_due() || !self.has_unsent() {
             return None;
         }
         if !self.bus.is_connected() {
             self.publish_failed(&PublishError::Disconnected);
             return None;
+        }
+        if let Some(piece) = self.pieces.next() {
+            return Some(piece);
         }
         if self.disk.waiting() > 0 {
             match self.disk.oldest().await {
@@ -192,13 +201,66 @@ impl Shipper {
         self.fresh.front().cloned()
     }
 
+    fn has_unsent(&self) -> bool {
+        !self.pieces.is_empty() || !self.fresh.is_empty() || self.disk.waiting() > 0
+    }
+
     async fn settle(&mut self, queued: &Queued, outcome: Result<(), PublishError>) {
-        if let Err(error) = outcome {
-            self.publish_failed(&error);
-            return;
+        match outcome {
+            Ok(()) => {
+                counter!("vmwatch_agent_parts_published_total").increment(1);
+                trace!(id = queued.part.id, "acknowledged");
+            }
+            Err(PublishError::TooLarge) => {
+                if !self.split_or_keep_refused(queued).await {
+                    return;
+                }
+            }
+            Err(error) => {
+                self.publish_failed(&error);
+                return;
+            }
         }
-        counter!("vmwatch_agent_parts_published_total").increment(1);
-        trace!(id = queued.part.id, "acknowledged");
+        if self.pieces.remove_first(queued) {
+            self.remove(queued).await;
+        } else {
+            self.tried = None;
+        }
+    }
+
+    /// Splits a sample part that is too large. One that cannot be split is moved to the folder of refused parts. Returns
+    /// whether nothing of it is left to send.
+    async fn split_or_keep_refused(&mut self, queued: &Queued) -> bool {
+        let (id, bytes) = (&queued.part.id, queued.part.body.len());
+        if let Some(halves) = halve(&queued.part, &mut self.encoder) {
+            warn!(
+                id,
+                bytes, "NATS does not accept a sample part of this size; splitting it"
+            );
+            self.tried = None;
+            self.pieces.split(queued, halves);
+            return false;
+        }
+        match self.disk.keep_refused(queued.part.clone()).await {
+            Ok(file) => error!(
+                id,
+                bytes,
+                file = %file.display(),
+                "NATS does not accept a sample part of this size; moved it aside"
+            ),
+            Err(error) => error!(
+                id,
+                bytes,
+                %error,
+                "NATS does not accept a sample part of this size, and it could not be moved aside; dropped it"
+            ),
+        }
+        dropped::note("refused", 1);
+        true
+    }
+
+    /// Removes a sample part that has been sent.
+    async fn remove(&mut self, queued: &Queued) {
         if self
             .fresh
             .front()
@@ -215,8 +277,7 @@ impl Shipper {
             warn!(%error, "removing an acknowledged sample from the spool failed; the sample will be sent again");
             self.retry.later(WRITE_RETRY_PAUSE);
         }
-        let all_sent = self.fresh.is_empty() && self.disk.waiting() == 0;
-        if self.retry.succeeded(all_sent) {
+        if self.retry.succeeded(!self.has_unsent()) {
             info!("all spooled samples have been sent and acknowledged");
             self.status.publishing(Ok(()));
         }
@@ -245,8 +306,7 @@ impl Shipper {
     }
 
     fn wake_at(&self, idle: bool, drain_until: Option<Instant>) -> Instant {
-        let waits = !self.fresh.is_empty() || self.disk.waiting() > 0;
-        let send_at = (idle && waits).then(|| self.retry.at());
+        let send_at = (idle && self.has_unsent()).then(|| self.retry.at());
         let moments = [self.write_at, send_at, drain_until];
         // If there is nothing to do, the loop sleeps for a long time; a new sample wakes it earlier.
         moments

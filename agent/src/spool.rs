@@ -15,14 +15,17 @@
 //!
 //! **Files.** Each part is stored in a file `<sequence>.sample` with the message's body, which begins with the version of
 //! its encoding and has a checksum. The file is written under a temporary name and then renamed, so it is always
-//! complete. A lock file prevents a second agent from using the same folder.
+//! complete. A lock file prevents a second agent from using the same folder. The folder `refused` has the newest sample parts
+//! that NATS will never accept ([`refused`]).
+
+mod refused;
 
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, TryLockError},
     io::{self, ErrorKind},
     os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -34,6 +37,7 @@ use tracing::{info, warn};
 use vmwatch_api::InstanceId;
 use vmwatch_blocks::sample_head;
 
+use self::refused::Refused;
 use crate::{
     config::{SPOOL_DIR, SpoolSettings},
     dropped,
@@ -86,29 +90,58 @@ pub(crate) struct Spool {
     bytes: u64,
     /// The number of files in the spool. It can be read even while the disk hangs.
     waiting: Arc<AtomicU64>,
-    /// The locked file that keeps other agents from using the folder.
-    _lock: File,
+    refused: Refused,
+    _lock: SpoolLock,
+}
+
+/// The locked file that keeps other agents from using the folder.
+#[derive(Debug)]
+pub(crate) struct SpoolLock(#[expect(dead_code, reason = "dropping the file unlocks it")] File);
+
+impl SpoolLock {
+    /// Locks the spool folder, creating it if necessary. Only the agent's user may read the folder, because it reveals what
+    /// runs on this VM.
+    pub(crate) fn take(dir: &Path) -> Result<Self, SpoolError> {
+        let unusable = |source| SpoolError::Dir {
+            dir: dir.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(unusable)?;
+        let lock = File::create(dir.join(LOCK)).map_err(unusable)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => SpoolError::Taken { dir: dir.to_owned() },
+            TryLockError::Error(source) => unusable(source),
+        })?;
+        Ok(Self(lock))
+    }
+}
+
+/// The names of the files with sample parts in a folder.
+pub(crate) fn sample_files(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().into_string();
+        names.extend(name.ok().filter(|name| parse_name(name).is_some()));
+    }
+    Ok(names)
 }
 
 impl Spool {
-    /// Opens the spool folder, creating it if necessary, and finds the sample parts of an earlier run.
-    pub(crate) fn open(settings: &SpoolSettings, instance_id: InstanceId) -> Result<Self, SpoolError> {
+    /// Opens the locked spool folder, and finds the sample parts of an earlier run.
+    pub(crate) fn open(
+        settings: &SpoolSettings,
+        instance_id: InstanceId,
+        lock: SpoolLock,
+    ) -> Result<Self, SpoolError> {
         let dir = settings.dir.clone();
         let unusable = |source| SpoolError::Dir {
             dir: dir.clone(),
             source,
         };
-        // Only the agent's user may read the spool, because it reveals what runs on this VM.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(unusable)?;
-        let lock = File::create(dir.join(LOCK)).map_err(unusable)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => SpoolError::Taken { dir: dir.clone() },
-            TryLockError::Error(source) => unusable(source),
-        })?;
         if dir.join(UNFINISHED).exists() {
             fs::remove_file(dir.join(UNFINISHED)).map_err(unusable)?;
             warn!("skipped a half-written file in the spool");
@@ -128,6 +161,7 @@ impl Spool {
             instance_id,
             files,
             waiting: Arc::default(),
+            refused: Refused::new(&settings.dir),
             _lock: lock,
         };
         spool.make_room(0);
@@ -215,6 +249,11 @@ impl Spool {
             warn!(%error, "removing a file from the spool failed");
         }
         self.update_depth();
+    }
+
+    /// Keeps a copy of a sample part that NATS will never accept, for an administrator to examine.
+    pub(crate) fn keep_refused(&mut self, part: &Part) -> io::Result<PathBuf> {
+        self.refused.keep(part)
     }
 
     fn make_room(&mut self, needed: u64) {

@@ -15,7 +15,11 @@ fn open_with(dir: &TempDir, blocks: u64) -> Spool {
         dir: dir.path().join("spool"),
         limit: ByteSize(blocks * BLOCK),
     };
-    Spool::open(&settings, instance()).unwrap()
+    open_at(&settings).unwrap()
+}
+
+fn open_at(settings: &SpoolSettings) -> Result<Spool, SpoolError> {
+    Spool::open(settings, instance(), SpoolLock::take(&settings.dir)?)
 }
 
 fn open(dir: &TempDir) -> Spool {
@@ -144,7 +148,12 @@ fn cloned_vm_drops_spooled_parts_of_the_original_vm() {
         dir: dir.path().join("spool"),
         limit: ByteSize(1 << 20),
     };
-    let mut clone = Spool::open(&settings, "vm-2".parse().unwrap()).unwrap();
+    let mut clone = Spool::open(
+        &settings,
+        "vm-2".parse().unwrap(),
+        SpoolLock::take(&settings.dir).unwrap(),
+    )
+    .unwrap();
     assert_eq!(clone.oldest().unwrap(), None);
     assert_eq!(files(&dir), [LOCK]);
 }
@@ -157,7 +166,7 @@ fn spool_rejects_second_agent_and_unusable_folder() {
         dir: dir.path().join("spool"),
         limit: ByteSize(1 << 20),
     };
-    let refused = Spool::open(&settings, instance()).unwrap_err();
+    let refused = open_at(&settings).unwrap_err();
     assert!(matches!(refused, SpoolError::Taken { .. }));
     assert!(
         refused
@@ -165,7 +174,7 @@ fn spool_rejects_second_agent_and_unusable_folder() {
             .starts_with("VMWATCH_AGENT_SPOOL_DIR: another agent uses ")
     );
     drop(first);
-    Spool::open(&settings, instance()).unwrap();
+    open_at(&settings).unwrap();
 
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -173,7 +182,7 @@ fn spool_rejects_second_agent_and_unusable_folder() {
         dir: file,
         ..settings
     };
-    let bad = Spool::open(&settings, instance()).unwrap_err();
+    let bad = open_at(&settings).unwrap_err();
     assert!(matches!(bad, SpoolError::Dir { .. }), "{bad}");
 }
 

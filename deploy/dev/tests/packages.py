@@ -13,6 +13,24 @@ from dev.tests import container
 UNIT = "vmwatch-agent.service"
 SETTINGS = "/etc/vmwatch/agent.env"
 SPOOL = "/var/lib/vmwatch-agent"
+IDENTITY = f"{SPOOL}/identity"
+# Answers enrolments like a gateway.
+GATEWAY = r"""
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:8080", Listen => 5, ReuseAddr => 1) or die $!;
+my $answer = '{"instance_id":"vm-1","nats_urls":["nats://bus.example:4222"],"utc_offset":"+00:00",'
+    . '"vm_interval_ms":1000,"process_interval_ms":1000}';
+while (my $client = $server->accept()) {
+    my $length = 0;
+    while (my $line = <$client>) {
+        $length = $1 if $line =~ /^content-length: (\d+)/i;
+        last if $line eq "\r\n";
+    }
+    read($client, my $body, $length);
+    print $client "HTTP/1.1 201 Created\r\nContent-Length: " . length($answer) . "\r\nConnection: close\r\n\r\n$answer";
+    close $client;
+}
+"""
 DROP_IN = f"/etc/systemd/system/{UNIT}.d"
 # CAP_DAC_READ_SEARCH is 2, CAP_NET_ADMIN is 12, CAP_SYS_PTRACE is 19.
 CAPABILITIES = 1 << 2 | 1 << 12 | 1 << 19
@@ -46,7 +64,8 @@ class Packages(unittest.TestCase):
         self.assertEqual({path.name for path in scripts}, {"postinst", "prerm", "postrm"})
         # cargo-deb wrote some lines without quotes around a variable that it sets itself.
         subprocess.run(["shellcheck", "--exclude=SC2086", *scripts], check=True)
-        subprocess.run(["shellcheck", *(layout.ROOT / "deploy/package/rpm").iterdir()], check=True)
+        sources = layout.ROOT / "deploy/package"
+        subprocess.run(["shellcheck", *(sources / "rpm").iterdir(), sources / "install.sh"], check=True)
 
     def test_deb_and_rpm_have_the_same_files(self):
         deb = self.files_of_deb()
@@ -120,7 +139,16 @@ class Installed(unittest.TestCase):
         with self.subTest("a new installation is enabled, does not run, and reports what to do"):
             self.assertEqual(self.vm.run("systemctl", "is-enabled", UNIT).stdout.strip(), "enabled")
             self.assertEqual(self.active(), ("inactive", "dead"))
-            self.assertIn("not set up: set VMWATCH_NATS_URL and the login in /etc/vmwatch/agent.env", self.status())
+            self.assertIn("not enrolled: run as root: vmwatch-agent enroll", self.status())
+        with self.subTest("root enrols the VM for the agent's user, and the enrolled agent starts"):
+            self.enrol()
+            owners = self.vm.run("stat", "--format=%U %a %n", IDENTITY, f"{IDENTITY}/agent.seed").stdout.splitlines()
+            self.assertEqual(owners, [f"vmwatch-agent 700 {IDENTITY}", f"vmwatch-agent 600 {IDENTITY}/agent.seed"])
+            self.vm.run("systemctl", "restart", UNIT)
+            self.vm.eventually("the enrolled agent has tried to connect", lambda: "no connection to NATS" in self.log())
+            self.vm.eventually("the enrolled agent spools", self.spooled)
+            self.vm.run("systemctl", "stop", UNIT)
+            self.vm.run("sh", "-c", f"rm {SPOOL}/*.sample")
         with self.subTest("the unit is valid and restricts the agent"):
             self.assertEqual(self.vm.run("systemd-analyze", "verify", UNIT).stdout, "")
             self.vm.run("systemd-analyze", "security", f"--threshold={EXPOSURE}", UNIT)
@@ -150,7 +178,7 @@ class Installed(unittest.TestCase):
             self.vm.eventually("the agent has tried to connect", lambda: "no connection to NATS" in self.log())
             self.assertNotIn(".so", self.vm.run("cat", f"/proc/{self.pid()}/maps").stdout)
         before = self.kept(), self.pid()
-        with self.subTest("an upgrade restarts the agent and keeps settings, login and spool"):
+        with self.subTest("an upgrade restarts the agent and keeps settings, login, identity and spool"):
             self.vm.run("dpkg", "--install", "/shared/newer.deb")
             self.vm.eventually("the agent was restarted", lambda: self.pid() not in ("0", before[1]))
             self.assertEqual(self.kept(), before[0])
@@ -164,7 +192,7 @@ class Installed(unittest.TestCase):
             process = self.process_status()
             self.assertEqual([int(process[name], 16) for name in ("CapEff", "CapBnd")], [0, 0])
             self.vm.run("rm", "-r", DROP_IN)
-        with self.subTest("a removal stops the agent and keeps settings, login and spool"):
+        with self.subTest("a removal stops the agent and keeps settings, login, identity and spool"):
             self.vm.run("dpkg", "--remove", "vmwatch-agent")
             self.assertEqual(self.vm.run("pidof", "vmwatch-agent", check=False).stdout, "")
             self.assertEqual(self.kept(), before[0])
@@ -178,6 +206,14 @@ class Installed(unittest.TestCase):
             self.assertEqual(left, [])
             self.vm.run("id", "vmwatch-agent")
         self.assertEqual(self.vm.state(), "running", "a unit has failed")
+
+    def enrol(self) -> None:
+        self.vm.write("/root/gateway.pl", GATEWAY)
+        self.vm.write("/root/token", f"vmj_{'0' * 16}_{'0' * 64}")
+        self.vm.run("systemd-run", "--unit=gateway", "perl", "/root/gateway.pl")
+        command = ["vmwatch-agent", "enroll", "--gateway", "http://127.0.0.1:8080", "--token-file", "/root/token",
+                   "--instance-id", "vm-1"]
+        self.vm.eventually("the VM is enrolled", lambda: self.vm.run(*command, check=False).returncode == 0)
 
     def set_up(self) -> None:
         # The C library has a module with this name in a library of its own.
@@ -216,8 +252,11 @@ class Installed(unittest.TestCase):
         return [name for name in names if name.endswith(".sample")]
 
     def kept(self) -> dict:
-        """Returns the digests of settings, login and the oldest sample."""
-        files = [SETTINGS, "/etc/vmwatch/nats-password", f"{SPOOL}/{'0' * 20}.sample"]
+        """Returns the digests of settings, login, identity and the oldest sample."""
+        files = [
+            SETTINGS, "/etc/vmwatch/nats-password", f"{IDENTITY}/agent.seed", f"{IDENTITY}/enrollment.json",
+            f"{SPOOL}/{'0' * 20}.sample",
+        ]
         return dict(reversed(line.split()) for line in self.vm.run("sha256sum", *files).stdout.splitlines())
 
 
