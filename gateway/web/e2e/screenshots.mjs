@@ -15,6 +15,7 @@ const VIEWS = {
   vm: [`/vms/${vm}?range=1h`, "table.process tbody tr"],
   ...(process_ && { process: [`/vms/${vm}?range=1h&process=${process_}`, "section.history canvas"] }),
   operations: ["/operations", "main .cards, main .notice"],
+  agents: ["/agents", "section.tokens p, section.tokens table"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
   sessions: ["/sessions", "table.sessions tbody tr"],

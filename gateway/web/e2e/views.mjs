@@ -15,6 +15,7 @@ const VIEWS = {
   "the VMs that ran a process": ["/processes?name=vmwatch&match=prefix&range=24h", "table.found tbody tr"],
   "a process that no VM ran": ["/processes?name=none-such", ".notice"],
   operations: ["/operations", "h1"],
+  agents: ["/agents", "section.tokens p, section.tokens table"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
   sessions: ["/sessions", "table.sessions tbody tr"],
@@ -43,6 +44,11 @@ await story(async (page, { faults }) => {
     await page.locator(".heading button.primary").click();
     await page.locator("dialog[open]").waitFor();
     await accessible(page, `the dialog to add a user, ${colorScheme}, ${size.width} px`, faults);
+    await page.keyboard.press("Escape");
+    await page.goto(url);
+    await page.locator("button.add-vm").click();
+    await page.locator("dialog[open] summary").click();
+    await accessible(page, `the dialog to add a VM, ${colorScheme}, ${size.width} px`, faults);
     await page.keyboard.press("Escape");
     await page.locator(".account summary").click();
     await accessible(page, `the settings, ${colorScheme}, ${size.width} px`, faults);

@@ -7,6 +7,7 @@ import { followOperations } from "./operations";
 import { AccountMenu } from "./parts/account";
 import { Failed, Loading, Notice } from "./parts/states";
 import { route } from "./router";
+import { Agents } from "./views/agents";
 import { Audit } from "./views/audit";
 import { Operations } from "./views/operations";
 import { ProcessSearch } from "./views/search";
@@ -59,7 +60,11 @@ function Navigation() {
     ["/processes", texts.processes, path === "/processes"],
     ["/operations", texts.operations, path === "/operations"],
     ...(may("admin")
-      ? ([["/audit", texts.audit, path === "/audit"], ["/users", texts.users, path === "/users"]] as const)
+      ? ([
+          ["/agents", texts.agents, path === "/agents"],
+          ["/audit", texts.audit, path === "/audit"],
+          ["/users", texts.users, path === "/users"],
+        ] as const)
       : []),
   ] as const;
   return (
@@ -82,6 +87,7 @@ function View() {
   if (vm !== undefined) return <VmPage key={vm} id={vm} />;
   if (path === "/processes") return <ProcessSearch />;
   if (path === "/operations") return <Operations />;
+  if (path === "/agents") return <Agents />;
   if (path === "/audit") return <Audit />;
   if (path === "/users") return <Users />;
   if (path === "/sessions") return <Sessions />;

@@ -6,16 +6,18 @@ import { t } from "../i18n";
 interface DialogProps {
   title: string;
   close: () => void;
+  /** The dialog contains a long line. */
+  wide?: boolean;
   children: ComponentChildren;
 }
 
 /** A native modal dialog: the browser traps the focus, closes it on Esc and restores the focus. */
-export function Dialog({ title, close, children }: DialogProps) {
+export function Dialog({ title, close, wide = false, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
   const label = useId();
   useEffect(() => element.current?.showModal(), []);
   return (
-    <dialog ref={element} aria-labelledby={label} onClose={close}>
+    <dialog ref={element} class={wide ? "wide" : undefined} aria-labelledby={label} onClose={close}>
       <h2 id={label}>{title}</h2>
       {children}
     </dialog>

@@ -7,6 +7,7 @@ import { t } from "../i18n";
 import type { Sorting } from "../parts/sorting";
 import { DegradedNote, Failed, Loading, Notice } from "../parts/states";
 import { adjust, route } from "../router";
+import { AddVm } from "./add-vm";
 import { type Selection, useFleet } from "./fleet";
 import { type Column, COLUMNS, DESCENDS, heldVms, VmTable } from "./vm-table";
 
@@ -35,6 +36,7 @@ export function Vms() {
           <span class="count" role="status">{(isFiltered ? texts.matching : texts.count)(list.count)}</span>
         )}
         <Filters selection={selection} sorting={sorting} />
+        {list?.loaded && <AddVm closed={list.refresh} />}
       </div>
       {list?.loaded && <DegradedNote degraded={list.degraded} />}
       {list?.loaded && <OutdatedParts hypervisors={list.hypervisors} />}
