@@ -48,7 +48,9 @@ pub(crate) struct Admission {
     batches: Limit,
     event_streams: Limit,
     rate: Option<Rate>,
-    sources: Sources,
+    logins: Sources,
+    /// Separate from the limit of logins, so that people can log in from an address from which many VMs enrol.
+    guests: Sources,
 }
 
 impl Admission {
@@ -58,7 +60,8 @@ impl Admission {
             batches: Limit::new((settings.limits.commands / SHARES).max(1)),
             event_streams: Limit::new(settings.event_streams).with_share(settings.event_streams_per_user),
             rate: settings.per_second.map(Rate::new),
-            sources: Sources::new(settings.logins),
+            logins: Sources::new(settings.logins),
+            guests: Sources::new(settings.logins),
         }
     }
 
@@ -112,18 +115,25 @@ impl Admission {
 
     /// Refuses a password check if its source address has sent too many of them. [`Self::enter`] calls this for logins.
     pub(crate) fn check_source(&self, info: &MethodInfo, context: &Context) -> Result<(), Fault> {
-        // The source address is missing only if the request did not come through the HTTP listener.
-        let source = context
-            .source
-            .as_deref()
-            .and_then(|source| source.parse::<IpAddr>().ok());
-        let Some(Err(wait)) = source.map(|source| self.sources.take(source)) else {
-            return Ok(());
-        };
-        shed(info.subject, "source");
-        let text = "too many logins from this address; try again later";
-        Err(Fault::new(FaultKind::Throttled, text).retry_after(wait))
+        take(&self.logins, info.subject, context.source.as_deref(), "logins")
     }
+
+    /// Refuses the enrolment of an agent, or the download of its package, if too many of them came from the source
+    /// address. These requests have no session.
+    pub(crate) fn check_guest(&self, method: &'static str, source: Option<&str>) -> Result<(), Fault> {
+        take(&self.guests, method, source, "requests of agents")
+    }
+}
+
+fn take(sources: &Sources, method: &'static str, source: Option<&str>, what: &str) -> Result<(), Fault> {
+    // The source address is missing only if the request did not come through the HTTP listener.
+    let source = source.and_then(|source| source.parse::<IpAddr>().ok());
+    let Some(Err(wait)) = source.map(|source| sources.take(source)) else {
+        return Ok(());
+    };
+    shed(method, "source");
+    let text = format!("too many {what} from this address; try again later");
+    Err(Fault::new(FaultKind::Throttled, text).retry_after(wait))
 }
 
 fn user(context: &Context) -> Option<&str> {

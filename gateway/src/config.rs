@@ -17,6 +17,7 @@ use crate::{
     admission::AdmissionSettings,
     http_server::HttpLimits,
     http_tls::TlsFiles,
+    install::InstallSettings,
     legacy::{Documented, TABLE},
     proxies::Proxies,
     sessions::SessionSettings,
@@ -107,13 +108,25 @@ const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
     value: Value::Number(1, 1_000_000),
     default: "20",
-    help: "maximum burst of logins and changes of one's own password from one source address; further ones are refused with 429; for IPv6, the limit applies to each /64 network, and eight times the limit to each /48 network",
+    help: "maximum burst of logins and changes of one's own password from one source address; further ones are refused with 429; for IPv6, the limit applies to each /64 network, and eight times the limit to each /48 network; enrolments of agents and downloads of their packages have the same limit, counted separately",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",
     value: Value::Duration("1ms", "1h"),
     default: "1s",
     help: "interval at which a source address that has used up VMWATCH_LOGIN_BURST may attempt one more login",
+};
+const PUBLIC_URL: Setting = Setting {
+    name: "VMWATCH_PUBLIC_URL",
+    value: Value::Text,
+    default: "",
+    help: "URL at which VMs and browsers reach this gateway, such as https://vmwatch.example.com, without a path; must begin with https://, except for loopback hosts; /install.sh is served only if it is set",
+};
+const PACKAGES_DIR: Setting = Setting {
+    name: "VMWATCH_PACKAGES_DIR",
+    value: Value::Folder,
+    default: "",
+    help: "folder with the agent's packages (vmwatch-agent.deb, vmwatch-agent.rpm), which /install.sh installs; a package is at most 64 MiB, and a changed one is served within seconds; /install.sh is served only if it is set",
 };
 
 /// All settings of the gateway, as listed by `--help`.
@@ -135,6 +148,8 @@ pub const SETTINGS: &[&[Setting]] = &[
         SESSIONS_STALE_AFTER,
         MAX_EVENT_STREAMS,
         EVENT_STREAMS_PER_USER,
+        PUBLIC_URL,
+        PACKAGES_DIR,
         health::setting(HEALTH),
     ],
     limits::SETTINGS,
@@ -156,6 +171,7 @@ pub struct GatewaySettings {
     pub(crate) http: HttpSettings,
     pub(crate) admission: AdmissionSettings,
     pub(crate) sessions: SessionSettings,
+    pub(crate) install: InstallSettings,
     /// Methods of the documented API. Tests pass a copy of the table with additional rows.
     pub documented: &'static [Documented],
 }
@@ -184,6 +200,8 @@ impl GatewaySettings {
         let drain = env.duration(&DRAIN_DEADLINE);
         let most = env.number(&MAX_SESSIONS);
         let stale_after = env.duration(&SESSIONS_STALE_AFTER);
+        let public_url = env.optional(&PUBLIC_URL);
+        let packages = env.optional(&PACKAGES_DIR);
         let body_timeout = request_timeout?;
         Ok(Self {
             documented: TABLE,
@@ -209,6 +227,10 @@ impl GatewaySettings {
             sessions: SessionSettings {
                 most: most?,
                 stale_after: stale_after?,
+            },
+            install: InstallSettings {
+                public_url: public_url?,
+                packages: packages?,
             },
         })
     }

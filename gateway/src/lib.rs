@@ -3,7 +3,8 @@
 //!
 //! [`legacy`] (the documented API of 2017) or [`rest`] decodes a request. [`sessions`] finds the request's user without
 //! a round trip, and the bus carries the method's parameters to a service. The module that decoded the request encodes
-//! the reply. [`live`] follows live events, and [`page`] serves all other paths.
+//! the reply. [`live`] follows live events, [`install`] serves the
+//! agent's packages, and [`page`] serves all other paths.
 
 #![expect(
     missing_docs,
@@ -16,6 +17,7 @@ pub mod config;
 mod headers;
 pub mod http_server;
 pub mod http_tls;
+mod install;
 pub mod legacy;
 mod live;
 mod open_files;
@@ -40,6 +42,7 @@ use crate::{
     admission::Admission,
     config::{GatewaySettings, HttpSettings, LISTEN},
     http_tls::{Tls, TlsError},
+    install::Install,
     legacy::Documented,
     live::Live,
     proxies::Proxies,
@@ -60,6 +63,7 @@ pub(crate) struct Gateway {
     /// Whether the API's listener uses TLS.
     tls: bool,
     admission: Admission,
+    install: Install,
     documented: &'static [Documented],
 }
 
@@ -122,6 +126,7 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         None => None,
         Some(files) => Some(Tls::load(files, shutdown.clone()).await?),
     };
+    let install = Install::load(settings.install, shutdown.clone()).await;
     info!(address = %listener.local_addr()?, tls = tls.is_some(), "serving HTTP");
     let gateway = Arc::new(Gateway {
         bus: bus.clone(),
@@ -132,6 +137,7 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         proxies: settings.proxies,
         tls: tls.is_some(),
         admission: Admission::new(settings.admission),
+        install,
         documented: settings.documented,
     });
     let router = Router::new()

@@ -6,12 +6,14 @@
 //! ```
 
 mod actions;
+mod agents;
 mod audit;
 mod caller;
 mod cursors;
 mod events;
 mod extract;
 mod filesystems;
+mod join_tokens;
 mod labels;
 mod measures;
 mod middleware;
@@ -37,7 +39,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use self::{events::encode as encode_event, middleware::no_such_path};
-use crate::{Gateway, page};
+use crate::{Gateway, install, page};
 
 /// Path prefix of the REST API, with the version of its contract.
 const PATH: &str = "/api/v1";
@@ -47,6 +49,7 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
     let (routes, document) = routes_and_document();
     routes
         .merge(openapi::serve(&document))
+        .merge(install::routes())
         .fallback(page::serve)
         .layer(from_fn_with_state(Arc::clone(gateway), middleware::middleware))
 }
@@ -80,6 +83,10 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(users::list, users::add))
         .routes(routes!(users::get, users::update, users::remove))
         .routes(routes!(users::set_password))
+        .routes(routes!(join_tokens::list, join_tokens::create))
+        .routes(routes!(join_tokens::revoke))
+        .routes(routes!(agents::enroll, agents::list))
+        .routes(routes!(agents::revoke))
         .routes(routes!(audit::list));
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::base())
         .nest(PATH, routes)

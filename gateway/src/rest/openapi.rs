@@ -63,6 +63,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         (name = "operations", description = "Starting, stopping and rebooting VMs, and the results"),
         (name = "events", description = "Live events: new samples, operations and state changes of VMs"),
         (name = "users", description = "User management, for administrators"),
+        (name = "agents", description = "Enrolment of agents with join tokens, and revocation of their keys"),
         (name = "audit", description = "The audit log, for administrators"),
     ),
 )]

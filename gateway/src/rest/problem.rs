@@ -80,6 +80,11 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "user_name", detail)
     }
 
+    /// The key of an agent breaks a rule that a schema cannot express: it contains a checksum.
+    pub(super) fn agent(rule: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "agent", rule)
+    }
+
     /// Labels break a rule. A schema cannot express all of them, such as the length in bytes.
     pub(super) fn labels(rule: InvalidLabels) -> Self {
         let detail = format!("body: labels: {rule}");
