@@ -20,6 +20,8 @@ mod clocks;
 mod compaction;
 mod dependencies;
 mod documents;
+mod enrolled_agent;
+mod enrollment;
 mod extension;
 mod faults;
 mod golden;

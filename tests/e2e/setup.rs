@@ -206,6 +206,8 @@ async fn kv_buckets_refuse_rollup_headers() {
         ("vmwatch-auth", "vmwatch_users"),
         ("vmwatch-auth", "vmwatch_user_sessions"),
         ("vmwatch-auth", "vmwatch_login_failures"),
+        ("vmwatch-auth", "vmwatch_join_tokens"),
+        ("vmwatch-auth", "vmwatch_agents"),
         ("vmwatch-lifecycle", "vmwatch_operations"),
         ("vmwatch-lifecycle", "vmwatch_inventory"),
         ("vmwatch-lifecycle", "vmwatch_hypervisor_leases"),

@@ -116,6 +116,36 @@ async fn operator_can_start_a_vm_in_the_browser() {
     .await;
 }
 
+/// The public key of an agent.
+const AGENT_KEY: &str = "UAAACAQDAQCQMBYIBEFAWDANBYHRAEISCMKBKFQXDAMRUGY4DUPB63NN";
+
+#[tokio::test]
+async fn administrator_can_add_a_vm_in_the_browser() {
+    const VM: &str = "added";
+    let folder = tempfile::tempdir().unwrap();
+    let stack = client::stack()
+        .set(
+            Program::Gateway,
+            "VMWATCH_PUBLIC_URL",
+            "https://vmwatch.example.com",
+        )
+        .set(
+            Program::Gateway,
+            "VMWATCH_PACKAGES_DIR",
+            folder.path().to_str().unwrap(),
+        );
+    let stack = stack.start().await;
+    let environment = [("VMWATCH_PAGE_VM", VM), ("VMWATCH_PAGE_KEY", AGENT_KEY)];
+    run_in_browser(&stack, "add-vm", &environment, async |demand| {
+        match demand {
+            "report" => publish(&stack, &sample(VM, unix_millis(), 12.5)).await,
+            other => return no_requests(other).await,
+        }
+        "done".to_owned()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn browser_reconnects_to_live_updates() {
     let stack = with_agent().start().await;

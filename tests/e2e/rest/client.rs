@@ -204,11 +204,16 @@ impl Reply {
 }
 
 /// Builds a test environment with the permissions of deploy/nats, in which lists and VM states are refreshed at short
-/// intervals.
+/// intervals, and agents can enrol.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()
         .without_rates()
+        .set(
+            Program::Auth,
+            "VMWATCH_AGENT_NATS_URL",
+            "tls://bus.example.com:4222",
+        )
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "200ms")
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }

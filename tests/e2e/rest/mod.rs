@@ -4,6 +4,7 @@ pub(crate) mod client;
 mod contract;
 mod document;
 pub(crate) mod events;
+mod install;
 mod labels;
 mod operations;
 mod own_sessions;

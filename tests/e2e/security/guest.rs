@@ -8,7 +8,7 @@
 
 mod filter;
 mod flood;
-mod raw;
+pub(super) mod raw;
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -31,6 +31,8 @@ const SUBJECTS: &[&str] = &[
     // SHA-256 of "admin": the key of that user's sessions.
     "$KV.vmwatch_user_sessions.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
     "$KV.vmwatch_login_failures.user.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
+    "$KV.vmwatch_join_tokens.00112233445566ff",
+    "$KV.vmwatch_agents.guest",
     "$KV.vmwatch_operations.made-up",
     "$JS.API.STREAM.PURGE.KV_vmwatch_sessions",
     "$JS.API.STREAM.DELETE.VMWATCH_AUDIT",
@@ -51,6 +53,7 @@ const SUBJECTS: &[&str] = &[
     "vmwatch.v1.lifecycle.start",
     "vmwatch.v1.metrics.vm.latest",
     "vmwatch.v1.samples.this-machine",
+    "vmwatch.v1.agents.this-machine.status",
     "*",
     ">",
 ];

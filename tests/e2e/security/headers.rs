@@ -60,6 +60,7 @@ fn routes() -> Vec<(Method, String)> {
         let path = path
             .replace("{instance_id}", MACHINES[0].0)
             .replace("{operation_id}", "00000000000000000000000000000000")
+            .replace("{join_token_id}", "0000000000000000")
             .replace("{user_name}", "nobody");
         for method in item.as_object().unwrap().keys() {
             routes.push((method.to_uppercase().parse().unwrap(), path.clone()));
@@ -113,6 +114,8 @@ async fn odd_requests(api: &Api) -> Vec<u16> {
         (Method::GET, "/nothing", None),
         (Method::GET, "/api/v1/nothing", None),
         (Method::GET, "/assets/nothing.js", None),
+        (Method::GET, "/install.sh", None),
+        (Method::GET, "/packages/vmwatch-agent.deb", None),
         (Method::PATCH, "/api/v1/vms", None),
         (Method::TRACE, "/", None),
         (Method::OPTIONS, "/api/v1/vms", None),

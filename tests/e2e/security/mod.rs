@@ -1,6 +1,7 @@
 //! Tests of authentication, authorization, and the protection against hostile clients that docs/security.md describes.
 
 mod bus_tls;
+mod callout;
 mod corpus;
 mod guest;
 mod headers;

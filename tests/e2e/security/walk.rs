@@ -38,11 +38,13 @@ const CALLERS: [(Least, Option<Role>); 4] = [
 /// A placeholder for the VM's id in the tables.
 const ID: &str = "$ID";
 const OPERATION: &str = "00000000000000000000000000000000";
+/// The public key of an agent that does not exist.
+const AGENT_KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
 /// The id of a VM that does not exist.
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
 /// Returns for each bus method its subject (without the prefix), its parameters and its minimum role. The requests
-/// change nothing, because they name users, VMs and sessions that do not exist.
+/// change nothing, except that one creates join tokens, because they name users, VMs and sessions that do not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -147,6 +149,30 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     ]
 }
 
+/// Like [`subjects`], for the methods for join tokens and agents.
+fn enrollment_subjects() -> Vec<(&'static str, Value, Least)> {
+    vec![
+        (
+            "auth.join_tokens.create",
+            json!({ "valid_seconds": 60, "uses": 1, "vms": "any", "replace": false }),
+            Admin,
+        ),
+        ("auth.join_tokens.list", json!({}), Admin),
+        (
+            "auth.join_tokens.revoke",
+            json!({ "id": "0000000000000000" }),
+            Admin,
+        ),
+        (
+            "auth.agents.enroll",
+            json!({ "token": "a guess", "instance_id": "vm-1", "public_key": AGENT_KEY }),
+            Anonymous,
+        ),
+        ("auth.agents.list", json!({ "limit": 10 }), Admin),
+        ("auth.agents.revoke", json!({ "instance_id": ID }), Admin),
+    ]
+}
+
 /// Returns for each route its method, its path as in the OpenAPI document, a body, and the minimum role.
 type Route = (&'static str, &'static str, Value, Least);
 
@@ -222,6 +248,21 @@ fn routes() -> Vec<Route> {
             json!({ "password": "long enough" }),
             Admin,
         ),
+        ("POST", "/join-tokens", json!({}), Admin),
+        ("GET", "/join-tokens", none.clone(), Admin),
+        ("DELETE", "/join-tokens/{join_token_id}", none.clone(), Admin),
+        (
+            "POST",
+            "/agents",
+            json!({
+                "token": "a guess",
+                "instance_id": "vm-1",
+                "public_key": "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4",
+            }),
+            Anonymous,
+        ),
+        ("GET", "/agents", none.clone(), Admin),
+        ("DELETE", "/agents/{instance_id}", none.clone(), Admin),
         ("GET", "/audit", none, Admin),
     ]
 }
@@ -283,7 +324,7 @@ fn principal(role: Role, scope: Scope) -> Principal {
 async fn every_bus_subject_enforces_roles_and_scopes() {
     // The test's own bus user has all permissions.
     let stack = stack().start().await;
-    let rows = subjects();
+    let rows = [subjects(), enrollment_subjects()].concat();
     let (walked, known) = (
         rows.iter().map(|row| row.0).collect::<BTreeSet<_>>(),
         METHODS
@@ -365,6 +406,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
         .replace("{instance_id}", instance)
         .replace("{operation_id}", OPERATION)
         .replace("{session_id}", OPERATION)
+        .replace("{join_token_id}", "0000000000000000")
         .replace("{user_name}", "nobody");
     let mut request = api.request(method.parse::<Method>().unwrap(), &path);
     if !body.is_null() {
@@ -410,7 +452,7 @@ async fn every_rest_route_enforces_roles_and_scopes() {
                 let response = send(&api, row, UNKNOWN).await;
                 let status = response.status().as_u16();
                 let what = format!("{method} {path} as {caller:?} in {scope:?}: {status}");
-                let is_login = *method == "POST" && *path == "/sessions";
+                let is_login = *method == "POST" && ["/sessions", "/agents"].contains(path);
                 if *method == "POST" && *path == "/actions" && caller == Viewer {
                     // `POST /actions` answers with one result per VM instead of one status.
                     let results = response.text().await.unwrap();

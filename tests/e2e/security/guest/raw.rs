@@ -16,23 +16,28 @@ use tokio::{
 use super::filter::GUEST_ADDRESS;
 
 /// A connection with the credential of an agent.
-pub(super) struct Raw {
+pub(in crate::security) struct Raw {
     pub(super) reader: OwnedReadHalf,
     pub(super) writer: OwnedWriteHalf,
 }
 
 impl Raw {
-    /// Connects and logs in as the agent of this VM.
-    pub(super) async fn connect(stack: &Stack, instance: &str) -> Self {
-        let user = format!("vmwatch-agent-{instance}");
-        let address = stack.nats.url().strip_prefix("nats://").unwrap();
+    /// Connects to the NATS server with this URL from the address of the guest, and does not log in.
+    pub(in crate::security) async fn open(url: &str) -> Self {
+        let address = url.strip_prefix("nats://").unwrap();
         let socket = TcpSocket::new_v4().unwrap();
         socket
             .bind(SocketAddr::new(GUEST_ADDRESS.parse().unwrap(), 0))
             .unwrap();
         let connected = socket.connect(address.parse().unwrap()).await.unwrap();
         let (reader, writer) = connected.into_split();
-        let mut raw = Self { reader, writer };
+        Self { reader, writer }
+    }
+
+    /// Connects and logs in as the agent of this VM.
+    pub(in crate::security) async fn connect(stack: &Stack, instance: &str) -> Self {
+        let user = format!("vmwatch-agent-{instance}");
+        let mut raw = Self::open(stack.nats.url()).await;
         let options = json!({
             "user": user, "pass": stack.nats.password_of(&user), "verbose": false, "pedantic": false,
             "headers": true, "no_responders": true, "protocol": 1, "lang": "raw", "version": "0",
@@ -44,20 +49,28 @@ impl Raw {
     }
 
     /// Sends bytes. It is not an error if the server has closed the connection.
-    pub(super) async fn send(&mut self, bytes: &[u8]) {
+    pub(in crate::security) async fn send(&mut self, bytes: &[u8]) {
         let _ = timeout(PATIENCE, self.writer.write_all(bytes))
             .await
             .expect("the server reads the bytes in time");
     }
 
     /// Returns what the server sends until it has processed all input or closed the connection.
-    pub(super) async fn settle(&mut self) -> String {
+    pub(in crate::security) async fn settle(&mut self) -> String {
         self.send(b"PING\r\n").await;
         self.settle_until("PONG\r\n").await
     }
 
+    /// Waits until the server has closed the connection.
+    pub(in crate::security) async fn closed(&mut self) {
+        let mut buffer = vec![0; 16 << 10];
+        let reading = async { while !matches!(self.reader.read(&mut buffer).await, Ok(0) | Err(_)) {} };
+        let closed = timeout(PATIENCE, reading).await;
+        closed.expect("the server closes the connection");
+    }
+
     /// Returns what the server sends until it contains this text or the connection is closed.
-    pub(super) async fn settle_until(&mut self, end: &str) -> String {
+    pub(in crate::security) async fn settle_until(&mut self, end: &str) -> String {
         let mut output = Vec::new();
         let mut buffer = vec![0; 16 << 10];
         let reading = async {
@@ -77,7 +90,12 @@ impl Raw {
 }
 
 /// Builds a `PUB` command, or an `HPUB` command if there are headers.
-pub(super) fn message(subject: &str, reply: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+pub(in crate::security) fn message(
+    subject: &str,
+    reply: Option<&str>,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Vec<u8> {
     let reply = reply.map(|reply| format!(" {reply}")).unwrap_or_default();
     let mut bytes = if headers.is_empty() {
         format!("PUB {subject}{reply} {}\r\n", body.len()).into_bytes()
