@@ -92,10 +92,16 @@ class Plan:
     def services(self) -> List[Program]:
         """Returns the programs of vmwatch. They can start at the same time, because each waits for its dependencies."""
         return [
-            self._ours("auth", VMWATCH_ADMIN_USER=self.state.admin, VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD)),
+            self._ours(
+                "auth",
+                VMWATCH_ADMIN_USER=self.state.admin,
+                VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD),
+                VMWATCH_AGENT_NATS_URL=self.state.nats,
+                **agent_intervals(os.environ),
+            ),
             self._ours("metrics"),
             self._ours("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state)),
-            self._ours("gateway", VMWATCH_LISTEN=self.listen),
+            self._ours("gateway", VMWATCH_LISTEN=self.listen, **install_line(self.state.gateway, os.environ)),
             self._ours(
                 "agent",
                 VMWATCH_INSTANCE_ID=self.state.instance,
@@ -127,6 +133,16 @@ def agent_intervals(environ) -> Dict[str, str]:
     if any(environ.get(name) for name in names):
         return {}
     return dict(zip(names, (VM_INTERVAL, PROCESS_INTERVAL)))
+
+
+def install_line(gateway: str, environ) -> Dict[str, str]:
+    """Returns the settings with which the gateway serves the agent's packages that `./dev package` has built, unless the user
+    has set them. The gateway accepts a URL without encryption only if it is one of this machine."""
+    if environ.get("VMWATCH_PUBLIC_URL") or urllib.parse.urlsplit(gateway).hostname not in (ports.LOOPBACK, "::1", "localhost"):
+        return {}
+    packages = layout.DOT / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    return {"VMWATCH_PUBLIC_URL": gateway, "VMWATCH_PACKAGES_DIR": str(packages)}
 
 
 def first_password() -> str:

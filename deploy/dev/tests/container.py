@@ -11,8 +11,8 @@ from pathlib import Path
 from dev import apt, layout, processes, tools
 from dev.terminal import Step
 
-# systemd, and what its units and the scripts of packages need.
-PACKAGES = "systemd,systemd-sysv,init-system-helpers"
+# systemd, what its units and the scripts of packages need, and the program that fetches the install script.
+PACKAGES = "systemd,systemd-sysv,init-system-helpers,curl"
 PATIENCE = 60.0
 ENVIRONMENT = ["env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"]
 
@@ -20,7 +20,7 @@ ENVIRONMENT = ["env", "--ignore-environment", "PATH=/usr/sbin:/usr/bin:/sbin:/bi
 def tree() -> Path:
     """Returns a folder with Debian and systemd, which is made once in the cache of ./dev."""
     release = apt.codename()
-    made = layout.tools() / f"debian-{release}-systemd"
+    made = layout.tools() / f"debian-{release}-systemd-curl"
     with tools.installing():
         if not made.exists():
             partial = made.with_name(f".{made.name}.partial")
@@ -38,12 +38,13 @@ def tree() -> Path:
 class Container:
     """A running container. Changes to its files are lost when it stops."""
 
-    def __init__(self, shared: Path):
-        """Starts a container in which the folder `shared` is /shared."""
+    def __init__(self, shared: Path, private_network: bool = True):
+        """Starts a container in which the folder `shared` is /shared. It has a network of its own, or that of this machine."""
+        network = ["--private-network"] if private_network else []
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [
-                "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--volatile=overlay",
+                "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--volatile=overlay", *network,
                 f"--directory={tree()}", f"--bind-ro={shared}:/shared", "--boot",
             ],
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,

@@ -1,14 +1,18 @@
 """Builds the agent's packages, compares their files, and installs, upgrades and removes the .deb under systemd."""
 
 import hashlib
+import json
 import re
+import shutil
 import subprocess
 import tempfile
 import unittest
+import urllib.request
 from pathlib import Path
 
 from dev import layout, package
 from dev.tests import container
+from dev.tests.whole_stack import WholeStack
 
 UNIT = "vmwatch-agent.service"
 SETTINGS = "/etc/vmwatch/agent.env"
@@ -258,6 +262,64 @@ class Installed(unittest.TestCase):
             f"{SPOOL}/{'0' * 20}.sample",
         ]
         return dict(reversed(line.split()) for line in self.vm.run("sha256sum", *files).stdout.splitlines())
+
+
+@unittest.skipUnless(container.possible(), "containers need root and apt")
+class InstallLine(WholeStack):
+    """The install line, run in a container, against the stack of `./dev up`."""
+
+    VM = "vm-installed"
+
+    def setUp(self):
+        super().setUp()
+        packages = self.folder / "packages"
+        packages.mkdir()
+        for built in (BUILT.deb, BUILT.rpm):
+            shutil.copy(built, packages)
+        self.detach()
+        self.api = f"http://127.0.0.1:{self.port}"
+        status = self.status()
+        password = Path(status["admin_password_file"]).read_text().strip()
+        login = {"user_name": status["admin_user"], "password": password}
+        self.session = self.request("POST", "/sessions", login)["token"]
+
+    def request(self, method: str, path: str, body=None):
+        headers = {"Content-Type": "application/json"}
+        if path != "/sessions":
+            headers["Authorization"] = f"Bearer {self.session}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}/api/v1{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def install(self, vm, token: str):
+        line = f"curl -fsSL {self.api}/install.sh | VMWATCH_JOIN_TOKEN={token} sh -s -- --instance-id {self.VM}"
+        return vm.run("sh", "-c", line, check=False)
+
+    def test_line_installs_enrols_and_upgrades_an_agent_that_reports(self):
+        vm = container.Container(FOLDER, private_network=False)
+        self.addCleanup(vm.stop)
+        with self.subTest("a wrong token installs nothing"):
+            refused = self.install(vm, f"vmj_{'0' * 16}_{'0' * 64}")
+            self.assertNotEqual(refused.returncode, 0)
+            self.assertIn("token: this VM could not be enrolled", refused.stdout)
+            self.assertNotEqual(vm.run("dpkg", "--status", "vmwatch-agent", check=False).returncode, 0)
+        token = self.request("POST", "/join-tokens", {})["token"]
+        with self.subTest("the line ends when the first sample was acknowledged"):
+            installed = self.install(vm, token)
+            self.assertEqual(installed.returncode, 0, installed.stdout)
+            self.assertIn(f"done: this VM reports to {self.api}", installed.stdout)
+            vm.eventually("the VM is listed", lambda: self.VM in self.listed())
+        with self.subTest("the line upgrades and keeps the identity, without a valid token"):
+            seed = vm.run("sha256sum", f"{IDENTITY}/agent.seed").stdout
+            again = self.install(vm, token)
+            self.assertEqual(again.returncode, 0, again.stdout)
+            self.assertIn("upgrading vmwatch-agent", again.stdout)
+            self.assertEqual(vm.run("sha256sum", f"{IDENTITY}/agent.seed").stdout, seed)
+        self.assertNotIn(token, vm.run("journalctl", "--no-pager").stdout)
+
+    def listed(self) -> list:
+        return [vm["instance_id"] for vm in self.request("GET", "/vms?agent=reporting&limit=100")["vms"]]
 
 
 if __name__ == "__main__":
