@@ -58,7 +58,7 @@ const SPOOL_SIZE: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_SIZE",
     value: Value::Size("4MiB", "16GiB"),
     default: "64MiB",
-    help: "maximum size of the folder VMWATCH_AGENT_SPOOL_DIR; when it is reached, the oldest samples are dropped",
+    help: "maximum size of the samples that wait in VMWATCH_AGENT_SPOOL_DIR; when it is reached, the oldest are dropped; refused samples (up to 8 MiB) and the samples of a cloned VM (up to twice this size) are stored in addition",
 };
 
 /// All settings of the agent, as listed by `--help`.

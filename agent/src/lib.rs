@@ -94,6 +94,13 @@ pub enum AgentError {
     WorkerPanicked(#[from] WorkerPanicked),
 }
 
+impl AgentError {
+    /// Whether only a change of a setting helps, so that a restart is useless.
+    pub const fn is_invalid_setting(&self) -> bool {
+        matches!(self, Self::Start(StartError::Settings(_)))
+    }
+}
+
 /// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline; what remains stays in
 /// the spool. An agent without a login to NATS first waits for its enrolment.
 pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {

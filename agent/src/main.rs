@@ -5,7 +5,11 @@ use agent::{
     enrol::command::{self, EnrolArguments},
 };
 use clap::{Parser, Subcommand};
-use vmwatch_service::{cli, program};
+use vmwatch_service::{
+    cli,
+    config::EX_USAGE,
+    program::{self, ProgramError},
+};
 
 const PROGRAM: &str = "vmwatch-agent";
 
@@ -54,5 +58,11 @@ fn run() -> anyhow::Result<()> {
     }));
     // The runtime does not wait for its threads, because a thread that hangs on a disk must not delay the exit.
     runtime.shutdown_background();
+    if let Err(ProgramError::Failed(error)) = &outcome
+        && error.is_invalid_setting()
+    {
+        eprintln!("{PROGRAM}: {error}");
+        std::process::exit(EX_USAGE);
+    }
     Ok(outcome?)
 }

@@ -151,15 +151,32 @@ check_clock() {
 	fi
 }
 
+# The value of a setting of the agent.
+setting() {
+	sed -n "s/^$1=//p" "$SETTINGS" 2>/dev/null | tail -n 1 | tr -d "\"'"
+}
+
+# Whether the settings contain a login to NATS. The agent then ignores an identity.
+has_login() {
+	grep -Eqs '^VMWATCH_NATS_(URL|USER|PASSWORD_FILE|CREDENTIALS_FILE|NKEY_SEED_FILE|CERTIFICATE_FILE)=.' "$SETTINGS"
+}
+
 # Makes sure that the token is in a file, because arguments of the agent would show it to all users.
 prepare_token() {
 	token=${token:-${VMWATCH_JOIN_TOKEN:-}}
 	unset VMWATCH_JOIN_TOKEN
-	if [ -e "$ENROLLMENT" ]; then
+	if has_login; then
+		say "this VM logs in to NATS with the settings in $SETTINGS, so it is upgraded and not enrolled"
+		needs_enrolment=''
+	elif [ -e "$ENROLLMENT" ]; then
 		say "this VM is enrolled; its identity is kept"
+		needs_enrolment=''
+	fi
+	if [ -z "$needs_enrolment" ]; then
 		token=
 		return 0
 	fi
+	[ -n "$instance_id" ] || instance_id=$(setting VMWATCH_INSTANCE_ID)
 	if [ -n "$token_file" ]; then
 		[ -r "$token_file" ] || fail "--token-file: $token_file cannot be read"
 		return 0
@@ -211,13 +228,20 @@ install_package() {
 }
 
 enroll() {
-	[ ! -e "$ENROLLMENT" ] || return 0
+	[ -n "$needs_enrolment" ] || return 0
 	say "enrolling this VM"
+	# From here on, the gateway may have registered the key of this VM, and only that key can use the token again.
+	undo_before=$undo
+	[ -z "$undo" ] || undo=remove
 	set -- --gateway "$GATEWAY" --token-file "$token_file"
 	[ -z "$instance_id" ] || set -- "$@" --instance-id "$instance_id"
 	[ -z "$ca_file" ] || set -- "$@" --ca-file "$ca_file"
 	code=0
 	"$NAME" enroll "$@" </dev/null || code=$?
+	# With these exit codes, the gateway has not registered the key.
+	case $code in
+	64 | 65 | 66 | 68 | 75 | 76 | 77 | 79 | 80) undo=$undo_before ;;
+	esac
 	case $code in
 	0) ;;
 	68) refused DNS ;;
@@ -265,7 +289,7 @@ is_reporting() {
 }
 
 await_sample() {
-	health=$(sed -n 's/^VMWATCH_HEALTH_LISTEN=//p' "$SETTINGS" 2>/dev/null | tail -n 1)
+	health=$(setting VMWATCH_HEALTH_LISTEN)
 	health=${health:-$HEALTH}
 	say "waiting for the first sample"
 	tries=0
@@ -286,12 +310,17 @@ await_sample() {
 finish() {
 	code=$?
 	trap - EXIT
+	trap '' HUP INT TERM
 	[ -z "$hidden" ] || stty echo </dev/tty || true
 	if [ "$code" != 0 ] && [ -n "$undo" ]; then
 		say "removing $NAME again" >&2
 		case $kind in
 		deb) quietly dpkg "--$undo" "$NAME" ;;
-		rpm) quietly rpm --erase "$NAME" && { [ "$undo" = remove ] || rm -rf "$STATE"; } ;;
+		rpm)
+			# A package that could not be installed need not be erased.
+			{ ! rpm --query --quiet "$NAME" || quietly rpm --erase "$NAME"; } &&
+				{ [ "$undo" = remove ] || rm -rf "$STATE"; }
+			;;
 		esac || say "$NAME could not be removed; remove it by hand" >&2
 	fi
 	rm -rf "$work"
@@ -299,7 +328,7 @@ finish() {
 }
 
 main() {
-	instance_id='' token='' token_file='' ca_file='' undo='' hidden='' reason=''
+	instance_id='' token='' token_file='' ca_file='' undo='' hidden='' reason='' needs_enrolment=yes
 	read_options "$@"
 	[ "$(id -u)" = 0 ] || fail "root is needed: run this with sudo"
 	have systemctl || fail "this distribution is not supported: it has no systemd"

@@ -132,7 +132,7 @@ impl Gateway {
                 ca_file,
             })),
             (Some(_), None, _) => Err(env.problem(format!(
-                "give {} and {} together",
+                "set {} as well as {}",
                 GATEWAY_URL.name, JOIN_TOKEN_FILE.name
             ))),
         }

@@ -45,9 +45,9 @@ pub(super) fn set_aside(
         ));
     };
     fs::rename(identity.path(), parent.join(aside(name, time)))?;
-    prune(parent, name)?;
     create(identity.path())?;
-    fs::write(identity.path().join(REASON), reason(recorded, now))
+    fs::write(identity.path().join(REASON), reason(recorded, now))?;
+    prune(parent, name)
 }
 
 /// The reason why an identity folder is empty, if a clone was found.

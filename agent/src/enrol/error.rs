@@ -57,7 +57,7 @@ pub enum EnrolError {
     Answer(String),
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    #[error("this process cannot take the user of {} ({source})", path.display())]
+    #[error("this process cannot switch to the owner of {} ({source})", path.display())]
     User { path: PathBuf, source: std::io::Error },
 }
 
@@ -78,7 +78,7 @@ pub const EXIT_CODES: &str = "Exit codes of `enroll`:
   66  a file cannot be read or is empty
   68  the gateway's host name cannot be resolved (DNS)
   69  the gateway cannot be reached, or did not answer: connection refused, port blocked, or not ready
-  73  the identity folder cannot be written
+  73  the identity folder cannot be written, or another enrolment of this VM is running
   75  the gateway limits enrolments; try again later
   76  TLS: the gateway's certificate is not trusted
   77  the join token was refused: wrong, expired, used up, revoked or not for this VM

@@ -160,7 +160,12 @@ impl IdentityDir {
         }
         // Another process may have completed the enrolment meanwhile.
         let key = self.key(SEED)?.filter(belongs);
-        key.ok_or_else(|| damaged(&self.path.join(SEED), "it has no seed of the enrolled key"))
+        key.ok_or_else(|| {
+            damaged(
+                &self.path.join(SEED),
+                "it does not contain the seed of the enrolled key",
+            )
+        })
     }
 
     /// Reads a seed from the first line of a file.

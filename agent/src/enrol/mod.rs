@@ -99,7 +99,7 @@ fn clock_warning(ahead: i64) -> Option<String> {
     (ahead.abs() > CLOCK_WARNING).then(|| {
         format!(
             "the clock of this VM is at least {difference} s {direction} the gateway's, so the times of its samples are wrong; \
-             synchronise it, for example with chrony"
+             synchronize it, for example with chrony"
         )
     })
 }
@@ -190,6 +190,10 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
 
 fn read_bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    source.take(INPUT_BYTES).read_to_end(&mut bytes)?;
+    source.take(INPUT_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > INPUT_BYTES {
+        let text = format!("it has more than {INPUT_BYTES} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, text));
+    }
     Ok(bytes)
 }

@@ -353,7 +353,7 @@ export const en = {
     title: "Agents",
     hint: "Agents that were enrolled with a join token. A revoked agent can no longer report; the history of its VM is kept.",
     columns: {
-      vm: "VM", state: "State", enrolled: "Enrolled", source: "From", key: "Key", action: "Actions", token: "Join token",
+      vm: "VM", state: "State", enrolled: "Enrolled", source: "Enrolled from", key: "Key", action: "Actions", token: "Join token",
       vms: "VMs", used: "Used", expires: "Expires", by: "Created by",
     },
     states: { enrolled: "enrolled", valid: "valid", used: "used up", expired: "expired", revoked: "revoked" },
@@ -391,7 +391,7 @@ export const en = {
     token: "Join token",
     noUrl: "The gateway does not serve the install script. Its operator must set VMWATCH_PUBLIC_URL and VMWATCH_PACKAGES_DIR. With the package installed by other means, use this join token with “vmwatch-agent enroll”.",
     validUntil: (time: string, uses: number) =>
-      `Valid until ${time} for ${uses === 1 ? "one VM" : `${whole(uses)} VMs`}. Anyone who has it can enrol a VM until then; it is not shown again.`,
+      `Valid until ${time} for ${uses === 1 ? "one VM" : `${whole(uses)} VMs`}. Anyone with this token can enrol a VM until then. The token is not shown again.`,
     waiting: "waiting for the VM…",
     enrolled: "enrolled, waiting for its first sample…",
     reports: "reporting",

@@ -380,7 +380,7 @@ export const zh: Texts = {
     run: "请在虚拟机中运行以下命令：",
     command: "安装命令",
     token: "接入令牌",
-    noUrl: "网关未提供安装脚本，请运维人员设置 VMWATCH_PUBLIC_URL 和 VMWATCH_PACKAGES_DIR。若已通过其他方式安装软件包，可将此接入令牌用于 “vmwatch-agent enroll”。",
+    noUrl: "网关未提供安装脚本，请运维人员设置 VMWATCH_PUBLIC_URL 和 VMWATCH_PACKAGES_DIR。若已通过其他方式安装软件包，可将此接入令牌用于“vmwatch-agent enroll”命令。",
     validUntil: (time, uses) => `有效期至 ${time}，可注册 ${whole(uses)} 台虚拟机。持有者均可注册虚拟机，关闭后不再显示。`,
     waiting: "等待虚拟机接入…",
     enrolled: "已注册，等待首次上报…",

@@ -26,7 +26,8 @@ export function Enrolments({ token, again }: { token: JoinToken; again: () => vo
   const found = useResource((signal) => enrolledWith(token.id, signal), [token.id]);
   const { used, vms } = found.data ?? { used: 0, vms: [] };
   const isExpired = now.value >= ms(token.expires_at);
-  const isComplete = used >= token.uses && vms.every(({ reports }) => reports);
+  // auth-svc counts a use shortly before it stores the agent.
+  const isComplete = used >= token.uses && vms.length >= Math.min(used, MAX_SHOWN) && vms.every(({ reports }) => reports);
   useEvery(RELOAD_MS, () => isComplete || found.reload());
   return (
     <div class="enrolments" role="status">
