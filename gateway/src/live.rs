@@ -42,8 +42,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// client before this gateway received it.
 const MAX_LAG: Duration = Duration::from_secs(1);
 
-/// Encodes a live event with its number, as sent to clients.
-type Encode = fn(u64, &LiveEvent) -> Bytes;
+/// Encodes a live event with its number, as sent to clients; `None` if clients do not receive it.
+type Encode = fn(u64, &LiveEvent) -> Option<Bytes>;
 
 /// Distributes live events to the connected clients.
 #[derive(Clone)]
@@ -207,11 +207,14 @@ impl Live {
             return;
         }
         followed.position = number;
-        let encoded = decode(message).map(|event| EncodedEvent {
-            number,
-            instance: event.instance().clone(),
-            kind: event.kind(),
-            frame: (self.encode)(number, &event),
+        let encoded = decode(message).and_then(|event| {
+            let frame = (self.encode)(number, &event)?;
+            Some(EncodedEvent {
+                number,
+                instance: event.instance().clone(),
+                kind: event.kind(),
+                frame,
+            })
         });
         followed.log.push(number, encoded);
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bson::{DateTime, RawDocumentBuf, oid::ObjectId};
 use vmwatch_api::{
     agents::Sender,
+    events::UnstoredEvent,
     history::Resolution,
     metrics::{SAMPLE_FILESYSTEMS, SAMPLE_PART_ROWS, Sample},
     time::UtcOffset,
@@ -45,11 +46,12 @@ pub enum Refusal {
     /// The sample has no rows of the VM or its processes, without which filesystems are not stored.
     #[error("the sample has neither a row of the VM nor rows of processes")]
     Empty,
-    /// The time of the sample is invalid, before 1970, or too far in the future.
-    #[error(
-        "create_date is not a valid date, is before 1970, or is more than a day ahead of the time at which the sample arrived"
-    )]
+    /// The time of the sample is invalid or before 1970.
+    #[error("create_date is not a valid date or is before 1970")]
     Time,
+    /// The time of the sample is too far ahead; contains the time.
+    #[error("create_date is more than a day ahead of the time at which the sample arrived")]
+    Ahead(SystemTime),
     /// A value of the sample is out of range; contains the name of its field.
     #[error("`{0}` is out of range")]
     Number(&'static str),
@@ -80,6 +82,15 @@ pub struct Documents {
     pub(crate) sender: Option<Sender>,
     /// The rows that were refused although the others are stored; `None` if there are none.
     pub(crate) refused: Option<RefusedRows>,
+    /// The rows that were removed because they are past their retention; `None` if there are none.
+    pub(crate) expired: Option<ExpiredRows>,
+}
+
+/// Rows of a sample that are past their retention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExpiredRows {
+    pub(crate) count: u64,
+    pub(crate) event: UnstoredEvent,
 }
 
 /// Rows of a sample that were refused.
@@ -136,8 +147,11 @@ impl Documents {
             return Err(Refusal::Empty);
         }
         let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
-        if moment < UNIX_EPOCH || moment > arrival + MAX_AHEAD {
+        if moment < UNIX_EPOCH {
             return Err(Refusal::Time);
+        }
+        if moment > arrival + MAX_AHEAD {
+            return Err(Refusal::Ahead(moment));
         }
         within("net_incoming", sample.net_incoming, MAX_RATE)?;
         within("net_outgoing", sample.net_outgoing, MAX_RATE)?;
@@ -189,6 +203,7 @@ impl Documents {
             processes,
             filesystems,
             refused: RefusedRows::of(&refused),
+            expired: None,
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
             lost_exit_records: sample.vm.as_ref().map_or(0, |vm| vm.lost_exit_records.into()),
             arrival: Some(micros_of(arrival)),
@@ -219,6 +234,11 @@ pub(crate) fn micros_of(moment: SystemTime) -> i64 {
         .map_err(|before| before.duration());
     let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     since.map_or_else(|before| -micros(before), micros)
+}
+
+/// Converts a system time to Unix milliseconds; 0 for a time before 1970.
+pub(crate) fn millis_of(moment: SystemTime) -> u64 {
+    u64::try_from(micros_of(moment) / 1000).unwrap_or(0)
 }
 
 /// Computes the `_id` of a row whose sample was taken in this Unix second.

@@ -19,7 +19,9 @@ use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId, Service,
     agents::Sender,
-    events::{EVENT_STREAM, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent, event_filter},
+    events::{
+        EVENT_STREAM, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent, UnstoredEvent, event_filter,
+    },
     time::unix_millis,
 };
 use vmwatch_bus::{Bus, provision::ensure_stream};
@@ -96,6 +98,15 @@ impl Events {
     /// Publishes a live event about the process rows of one message.
     pub(crate) fn publish_processes(&self, rows: &[RawDocumentBuf]) {
         self.enqueue(processes(rows));
+    }
+
+    /// Publishes a live event about a sample that was not stored because of its time, and updates the VM in the list of
+    /// VMs.
+    pub(crate) fn publish_unstored(&self, event: UnstoredEvent) {
+        self.newest.note_unstored(&event);
+        let id = format!("unstored:{}:{}", event.instance_id, event.arrived_ms);
+        let event = LiveEvent::Unstored(event);
+        self.enqueue(Some(QueuedEvent { event, id }));
     }
 
     /// Publishes a live event about a VM whose history was deleted.

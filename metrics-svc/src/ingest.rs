@@ -18,6 +18,7 @@
 mod arrivals;
 mod batch;
 pub mod dead_letter;
+mod expired;
 pub mod message;
 mod rate;
 mod refusals;
@@ -229,7 +230,7 @@ impl Ingest {
     /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
     /// given back to the caller, which writes it alone. Malformed messages count towards the rate of their VM as well.
     async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
-        let documents = read(&message, self.offset);
+        let documents = read(&message, self.offset, &self.history.retention);
         let good = documents.as_ref().ok();
         let cost = Cost {
             bytes: message.payload.len(),
@@ -264,7 +265,12 @@ impl Ingest {
                 }
                 batch.add(documents, message);
             }
-            Err(reason) => intake.refusals.refuse(&instance, message, reason).await,
+            Err(refused) => {
+                if let Some(event) = refused.event {
+                    self.events.publish_unstored(event);
+                }
+                intake.refusals.refuse(&instance, message, refused.reason).await;
+            }
         }
         None
     }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId,
-    events::{EVENT_STREAM, LiveEvent, SampleEvent, kind_filter},
+    events::{EVENT_STREAM, LiveEvent, SampleEvent, UnstoredEvent, kind_filter},
     time::unix_millis,
     vms::NewestSample,
 };
@@ -115,6 +115,13 @@ impl NewestRows {
             .write()
             .note(&event.instance_id, sample, reported_ms, event.sender.as_ref())
         {
+            counter!("vmwatch_vms_omitted_total").increment(1);
+        }
+    }
+
+    /// Notes a sample that was not stored because of its time.
+    pub(crate) fn note_unstored(&self, event: &UnstoredEvent) {
+        if !self.write().note_unstored(event) {
             counter!("vmwatch_vms_omitted_total").increment(1);
         }
     }
@@ -259,8 +266,11 @@ impl NewestRows {
     }
 
     async fn follow_once(&self, bus: &Bus) -> Result<Infallible, async_nats::Error> {
-        let (samples, removed) = (self.read_events(bus, "sample"), self.read_events(bus, "removed"));
-        let (never, _) = tokio::try_join!(samples, removed)?;
+        let (never, ..) = tokio::try_join!(
+            self.read_events(bus, "sample"),
+            self.read_events(bus, "removed"),
+            self.read_events(bus, "unstored")
+        )?;
         Ok(never)
     }
 
@@ -278,6 +288,7 @@ impl NewestRows {
             match decode(&message) {
                 Some(LiveEvent::Sample(event)) => self.note(&event, u64::try_from(published).unwrap_or(0)),
                 Some(LiveEvent::Removed(event)) => self.remove(&event.instance_id),
+                Some(LiveEvent::Unstored(event)) => self.note_unstored(&event),
                 _ => {}
             }
         }

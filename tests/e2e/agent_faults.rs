@@ -7,10 +7,13 @@ use vmwatch_api::{
     agents::AgentFault,
     lifecycle::Target,
     time::{UtcOffset, unix_millis},
-    vms::{AgentFilter, Get, List, VmQuery},
+    vms::{Agent, AgentFilter, Get, List, VmQuery},
 };
 
-use crate::history_support::{SECOND, call, call_in, publish, publish_by_clock, sample, stack};
+use crate::{
+    history_support::{HOUR, SECOND, call, call_in, publish, publish_by_clock, sample, stack},
+    rows::stored_vms,
+};
 
 async fn faults(stack: &Stack, id: &str) -> Result<Vec<AgentFault>, String> {
     let target = Target {
@@ -91,4 +94,80 @@ async fn vm_shows_wrong_clock_wrong_utc_offset_and_a_second_agent() {
         is_right.then_some(()).ok_or(format!("{faulty:?}"))
     })
     .await;
+}
+
+/// The list shows a VM whose samples arrive and are not stored as reporting, with the reason, on every replica.
+#[tokio::test]
+async fn vm_shows_why_its_samples_are_not_stored_until_one_is() {
+    let stack = stack()
+        .replicas(Program::Metrics, 2)
+        .set(Program::Metrics, "VMWATCH_VM_RETENTION", "10m")
+        .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1s")
+        .start()
+        .await;
+    let send = async |at_ms: u64| publish(&stack, &sample("vm-1", at_ms, "+00:00", 5.0)).await;
+    let is_right = async || {
+        send(unix_millis()).await;
+        eventually("no fault is shown", PATIENCE, async || {
+            let faults = faults(&stack, "vm-1").await?;
+            faults.is_empty().then_some(()).ok_or(format!("{faults:?}"))
+        })
+        .await;
+    };
+    // A clock that is eight hours ahead is no reason to refuse a sample.
+    send(unix_millis() + 8 * HOUR).await;
+    is_right().await;
+    assert_eq!(stored_vms(&stack.database).await.len(), 2);
+
+    send(unix_millis() + 25 * HOUR).await;
+    let ahead = fault(&stack, "vm-1", |fault| {
+        matches!(fault, AgentFault::DateAhead { .. })
+    })
+    .await;
+    let AgentFault::DateAhead { ahead_ms } = ahead else {
+        panic!("{ahead:?}");
+    };
+    assert!((24 * HOUR..=25 * HOUR).contains(&ahead_ms), "{ahead_ms}");
+    eventually(
+        "a VM with a reason is not shown as silent",
+        PATIENCE,
+        async || {
+            let target = Target {
+                instance_id: "vm-1".parse().unwrap(),
+            };
+            let detail = call_in::<Get>(&stack, Scope::All, &target).await;
+            let vm = detail.map_err(|fault| fault.to_string())?.vm;
+            assert_eq!(vm.agent, Some(Agent::Reporting), "{vm:?}");
+            let is_old = vm
+                .last_report_ms
+                .is_some_and(|at_ms| unix_millis() > at_ms + 2 * SECOND);
+            is_old
+                .then_some(())
+                .ok_or("its last row is not old enough yet".to_owned())
+        },
+    )
+    .await;
+    is_right().await;
+
+    send(unix_millis() - HOUR).await;
+    let expired = fault(&stack, "vm-1", |fault| {
+        matches!(fault, AgentFault::ExpiredRows { .. })
+    })
+    .await;
+    let AgentFault::ExpiredRows { age_ms } = expired else {
+        panic!("{expired:?}");
+    };
+    assert!((HOUR..HOUR + 60 * SECOND).contains(&age_ms), "{age_ms}");
+    is_right().await;
+    let stored = stored_vms(&stack.database).await;
+    assert_eq!(stored.len(), 4, "neither refused nor expired rows are stored");
+    let metrics = [0, 1].map(|replica| stack.replica(Program::Metrics, replica));
+    let mut counted = 0.0;
+    for replica in metrics {
+        counted += replica
+            .metric("vmwatch_rows_expired_total")
+            .await
+            .unwrap_or_default();
+    }
+    assert!((counted - 1.0).abs() < 0.1, "{counted}");
 }

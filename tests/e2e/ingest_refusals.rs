@@ -83,7 +83,7 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
         ),
         (
             changed(&|body| body["create_date"] = json!("2117-01-01T00:00:00")),
-            "create_date is not a valid date",
+            "create_date is more than a day ahead",
         ),
         (
             changed(&|body| body["processes"] = vec![row.clone(); SAMPLE_PART_ROWS + 1].into()),

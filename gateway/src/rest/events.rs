@@ -380,9 +380,9 @@ impl Drop for Reader {
     }
 }
 
-/// Encodes a live event as a server-sent event, once for all clients.
-pub(crate) fn encode(number: u64, event: &LiveEvent) -> Bytes {
-    frame(event.kind(), Some(number), &data(event))
+/// Encodes a live event as a server-sent event, once for all clients; `None` if clients do not receive such events.
+pub(crate) fn encode(number: u64, event: &LiveEvent) -> Option<Bytes> {
+    Some(frame(event.kind(), Some(number), &data(event)?))
 }
 
 /// Formats a server-sent event. JSON data needs no escaping, because encoded JSON contains no line breaks.
@@ -391,7 +391,7 @@ fn frame(event: &str, id: Option<u64>, data: &str) -> Bytes {
     format!("{id}event: {event}\ndata: {data}\n\n").into()
 }
 
-fn data(event: &LiveEvent) -> String {
+fn data(event: &LiveEvent) -> Option<String> {
     let json = match event {
         LiveEvent::Sample(event) => serde_json::to_string(&SampleEvent::from(event)),
         LiveEvent::Processes(event) => serde_json::to_string(&ProcessesEvent {
@@ -410,9 +410,10 @@ fn data(event: &LiveEvent) -> String {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
         }),
+        LiveEvent::Unstored(_) => return None,
     };
     // Encoding a flat struct of strings and numbers cannot fail.
-    json.unwrap_or_default()
+    Some(json.unwrap_or_default())
 }
 
 impl<'a> From<&'a events::SampleEvent> for SampleEvent<'a> {
@@ -437,7 +438,7 @@ mod tests {
             at_ms: 1_483_277_879_001,
             state: Some(MachineState::Running),
         });
-        let frame = encode(7, &event);
+        let frame = encode(7, &event).unwrap();
         assert_eq!(
             frame,
             "id: 7\nevent: machine\ndata: {\"instance_id\":\"vm-1\",\"at\":\"2017-01-01T13:37:59.001Z\",\"state\":\"running\"}\n\n"

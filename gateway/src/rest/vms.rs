@@ -68,8 +68,9 @@ pub(super) struct Vm {
     /// Latest sample of the VM; null if there is none.
     #[schema(required)]
     sample: Option<Sample>,
-    /// Why the samples may be wrong or misleading: the clock of the VM, the UTC offset of the agent, or a second agent with
-    /// the same id. Empty if no fault is known. More kinds may be added.
+    /// Why the samples may be wrong or misleading, or are not stored: the clock of the VM, the UTC offset of the agent, a
+    /// second agent with the same id, or times that are older than the retention or too far ahead. Empty if no fault is
+    /// known. More kinds may be added.
     agent_faults: Vec<AgentFault>,
     /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use async_nats::jetstream::{AckKind, Message};
 use bson::RawDocumentBuf;
+use metrics::counter;
 use tracing::{Span, info_span, warn};
 use vmwatch_api::metrics::SAMPLE_STREAM;
 use vmwatch_bus::link_to_publisher;
@@ -170,7 +171,7 @@ impl Batch {
         Ok(refused)
     }
 
-    /// Publishes live events about the stored rows.
+    /// Publishes live events about the stored rows, and counts those that were not stored because they had expired.
     pub(super) fn publish_events(&self, events: &Events, verdicts: &[Verdict]) {
         let stored = self.documents.iter().zip(verdicts);
         for (documents, _) in stored.filter(|(_, verdict)| **verdict == Verdict::Stored) {
@@ -179,6 +180,10 @@ impl Batch {
             }
             if !documents.processes.is_empty() {
                 events.publish_processes(&documents.processes);
+            }
+            if let Some(expired) = &documents.expired {
+                counter!("vmwatch_rows_expired_total").increment(expired.count);
+                events.publish_unstored(expired.event.clone());
             }
         }
     }

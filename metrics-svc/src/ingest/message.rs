@@ -5,35 +5,77 @@ use std::time::SystemTime;
 use async_nats::{HeaderMap, HeaderValue, jetstream::Message};
 use vmwatch_api::{
     agents::{RUN_ID, RunId, SENT_AT, Sender, UTC_OFFSET},
+    events::{UnstoredEvent, UnstoredReason},
     metrics::{CONTENT_TYPE, SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
     time::UtcOffset,
 };
 use vmwatch_blocks::{SAMPLE_CONTENT_TYPE, SAMPLE_LIMITS, decode_sample};
 
-use crate::documents::{Documents, micros_of};
+use super::expired;
+use crate::{
+    documents::{Documents, Refusal, millis_of},
+    row_retention::RowRetention,
+};
 
-/// Decodes and validates a message, or states why it is refused for good.
-pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
+/// Why a message is refused for good.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) reason: String,
+    /// The live event about the refusal; `None` if the time of the sample is not the reason.
+    pub(super) event: Option<UnstoredEvent>,
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self { reason, event: None }
+    }
+}
+
+/// Decodes and validates a message, and removes the rows that are past their retention.
+pub(super) fn read(
+    message: &Message,
+    offset: UtcOffset,
+    retention: &RowRetention,
+) -> Result<Documents, Refused> {
     if message.payload.len() > SAMPLE_PART_BYTES {
-        return Err(format!("the message is larger than {SAMPLE_PART_BYTES} bytes"));
+        return Err(format!("the message is larger than {SAMPLE_PART_BYTES} bytes").into());
     }
     let sample = decode(content_type(message), &message.payload)?;
     if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-        return Err("instance_id differs from the VM in the message's subject".to_owned());
+        return Err("instance_id differs from the VM in the message's subject"
+            .to_owned()
+            .into());
     }
     let arrival = message
         .info()
         .map_or_else(|_| SystemTime::now(), |info| info.published.into());
-    let mut documents =
-        Documents::from_sample(&sample, offset, arrival).map_err(|refusal| refusal.to_string())?;
+    let mut documents = Documents::from_sample(&sample, offset, arrival)
+        .map_err(|refusal| refused(&sample, &refusal, arrival))?;
+    expired::remove(&mut documents, &sample.instance_id, retention, arrival);
     documents.sender = message.headers.as_ref().map(|headers| sender(headers, arrival));
     Ok(documents)
+}
+
+fn refused(sample: &Sample, refusal: &Refusal, arrival: SystemTime) -> Refused {
+    let event = match refusal {
+        Refusal::Ahead(at) => Some(UnstoredEvent {
+            instance_id: sample.instance_id.clone(),
+            at_ms: millis_of(*at),
+            arrived_ms: millis_of(arrival),
+            reason: UnstoredReason::Ahead,
+        }),
+        _ => None,
+    };
+    Refused {
+        reason: refusal.to_string(),
+        event,
+    }
 }
 
 /// Decodes the sender from the headers of a message. Headers that cannot be decoded count as missing.
 fn sender(headers: &HeaderMap, arrival: SystemTime) -> Sender {
     let text = |name| headers.get(name).map(HeaderValue::as_str);
-    let arrived_ms = u64::try_from(micros_of(arrival) / 1000).unwrap_or(0);
+    let arrived_ms = millis_of(arrival);
     let sent_ms = text(SENT_AT).and_then(|text| text.parse::<u64>().ok());
     Sender {
         arrived_ms,

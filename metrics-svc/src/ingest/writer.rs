@@ -123,7 +123,7 @@ impl Writer {
             refuse(&self.bus, &message, &reason).await;
             return Some(());
         }
-        match read(&message, self.offset) {
+        match read(&message, self.offset, &self.history.retention) {
             Ok(documents) => {
                 if let Some(refused) = &documents.refused {
                     counter!("vmwatch_rows_refused_total").increment(refused.count);
@@ -134,7 +134,12 @@ impl Writer {
                 let span = batch.span();
                 self.write(batch, shutdown).instrument(span).await;
             }
-            Err(reason) => refuse(&self.bus, &message, &reason).await,
+            Err(refused) => {
+                if let Some(event) = refused.event {
+                    self.events.publish_unstored(event);
+                }
+                refuse(&self.bus, &message, &refused.reason).await;
+            }
         }
         Some(())
     }

@@ -135,6 +135,16 @@ pub enum AgentFault {
     },
     /// Two agents report as this VM, for example because it was cloned, so its samples are those of two VMs.
     TwoAgents,
+    /// Samples of this VM arrive, but rows of them are not stored, because they are older than the retention.
+    ExpiredRows {
+        /// Age of the last such sample when it arrived, in milliseconds.
+        age_ms: u64,
+    },
+    /// Samples of this VM arrive, but they are refused, because their times are more than a day ahead.
+    DateAhead {
+        /// By how much the time of the last such sample was ahead of its arrival, in milliseconds.
+        ahead_ms: u64,
+    },
     /// A fault that only a newer version of vmwatch knows.
     #[serde(other)]
     Unknown,
@@ -166,6 +176,8 @@ mod tests {
             r#"{"kind":"clock","ahead_ms":-28800000}"#,
             r#"{"kind":"utc_offset","agent":"+00:00","deployment":"+08:00"}"#,
             r#"{"kind":"two_agents"}"#,
+            r#"{"kind":"expired_rows","age_ms":2678400000}"#,
+            r#"{"kind":"date_ahead","ahead_ms":90000000}"#,
         ] {
             let fault: AgentFault = serde_json::from_str(golden).unwrap();
             assert_eq!(serde_json::to_string(&fault).unwrap(), golden);

@@ -39,6 +39,9 @@ pub enum LiveEvent {
     Machine(MachineEvent),
     /// An administrator removed a VM, and its history was deleted.
     Removed(RemovedEvent),
+    /// Rows of a VM's sample were not stored because of the time of the sample. Only for other replicas of metrics-svc;
+    /// clients do not receive it.
+    Unstored(UnstoredEvent),
 }
 
 /// The values of a VM's row.
@@ -84,8 +87,39 @@ pub struct RemovedEvent {
     pub at_ms: u64,
 }
 
+/// A sample of a VM whose rows were not stored because of its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnstoredEvent {
+    pub instance_id: InstanceId,
+    /// Time of the sample, Unix milliseconds.
+    pub at_ms: u64,
+    /// When the sample arrived at the NATS server, Unix milliseconds.
+    pub arrived_ms: u64,
+    pub reason: UnstoredReason,
+}
+
+/// Why rows of a sample were not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnstoredReason {
+    /// The rows are older than the retention.
+    Expired,
+    /// The time of the sample is more than a day ahead of its arrival.
+    Ahead,
+    /// A reason that only a newer version of vmwatch knows.
+    #[serde(other)]
+    Unknown,
+}
+
 /// The event kinds known to this version of vmwatch.
-const KINDS: [&str; 5] = ["sample", "processes", "operation", "machine", "removed"];
+const KINDS: [&str; 6] = [
+    "sample",
+    "processes",
+    "operation",
+    "machine",
+    "removed",
+    "unstored",
+];
 
 /// The fields that every event has, including events of kinds that a newer version of vmwatch added.
 #[derive(Deserialize)]
@@ -114,6 +148,7 @@ impl LiveEvent {
             Self::Operation(_) => "operation",
             Self::Machine(_) => "machine",
             Self::Removed(_) => "removed",
+            Self::Unstored(_) => "unstored",
         }
     }
 
@@ -125,6 +160,7 @@ impl LiveEvent {
             Self::Operation(event) => &event.instance_id,
             Self::Machine(event) => &event.instance_id,
             Self::Removed(event) => &event.instance_id,
+            Self::Unstored(event) => &event.instance_id,
         }
     }
 
@@ -171,5 +207,9 @@ mod tests {
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);
         assert_eq!(event.subject(), "vmwatch.v1.events.processes.vm-1");
         assert_eq!(event_filter(Some(event.instance())), "vmwatch.v1.events.*.vm-1");
+        let golden = r#"{"kind":"unstored","instance_id":"vm-1","at_ms":1483277879001,"arrived_ms":1483277879002,"reason":"expired"}"#;
+        let event: LiveEvent = serde_json::from_str(golden).unwrap();
+        assert_eq!(serde_json::to_string(&event).unwrap(), golden);
+        assert_eq!(event.subject(), "vmwatch.v1.events.unstored.vm-1");
     }
 }

@@ -70,7 +70,7 @@ impl VmSort {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Agent {
-    /// The agent reported recently.
+    /// The agent reported recently. If its samples are not stored, `agent_faults` has the reason.
     Reporting,
     /// The agent has not reported for longer than `VMWATCH_SILENT_AFTER`.
     Silent,
@@ -374,7 +374,7 @@ pub struct ListedVm {
     /// time of the newest row. A VM is silent by this time, because it does not depend on the VM's clock.
     pub last_report_ms: Option<u64>,
     pub sample: Option<NewestSample>,
-    /// Why the samples may be wrong or misleading, by the recent messages of the agent.
+    /// Why the samples may be wrong or misleading or are not stored, by the recent messages of the agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agent_faults: Vec<AgentFault>,
     /// Maximum CPU usage in each three minutes of the last hour, oldest first; null where there was no sample. Empty if

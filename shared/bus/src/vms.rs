@@ -14,6 +14,7 @@ mod labels;
 mod list;
 mod rows;
 mod senders;
+mod unstored;
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::counter;

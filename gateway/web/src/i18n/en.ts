@@ -64,6 +64,16 @@ export const en = {
       title: "Two agents report as this VM.",
       remedy: "Its samples are those of two VMs. If the VM was cloned, give the clone an id of its own.",
     },
+    expired_rows: {
+      short: "samples too old",
+      title: (age: string) => `Samples of this VM are not stored, because they are ${age} old, which is beyond the retention.`,
+      remedy: "If they are new, set the clock and the UTC offset of the VM. If they waited in its spool, this ends when the spool is sent.",
+    },
+    date_ahead: {
+      short: "dates ahead",
+      title: (by: string) => `Samples of this VM are refused, because their times are ahead by ${by}.`,
+      remedy: "Set the clock and the UTC offset of the VM, and synchronize the clock with NTP.",
+    },
   },
   common: {
     loading: "Loading…",

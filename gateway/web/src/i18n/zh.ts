@@ -65,6 +65,16 @@ export const zh: Texts = {
       title: "有两个代理以此虚拟机的身份上报。",
       remedy: "其采样来自两台虚拟机。如果虚拟机是克隆而来，请为克隆设置自己的 ID。",
     },
+    expired_rows: {
+      short: "采样过旧",
+      title: (age) => `此虚拟机的采样已超过保留期（${age} 前），未被保存。`,
+      remedy: "如果采样是新的，请校正虚拟机的时钟和 UTC 偏移；如果采样曾在代理的缓存中等待，发送完毕后此提示会消失。",
+    },
+    date_ahead: {
+      short: "时间超前",
+      title: (by) => `此虚拟机的采样时间超前 ${by}，已被拒绝。`,
+      remedy: "请校正虚拟机的时钟和 UTC 偏移，并使用 NTP 同步时钟。",
+    },
   },
   common: {
     loading: "正在加载…",

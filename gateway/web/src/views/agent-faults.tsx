@@ -1,4 +1,5 @@
-//! Shows why the samples of a VM may be wrong: its clock, the UTC offset of its agent, or a second agent with its id.
+//! Shows why the samples of a VM may be wrong or are not stored: its clock, the UTC offset of its agent, or a second agent
+//! with its id.
 import type { Vm } from "../api/client";
 import { duration } from "../format";
 import { t } from "../i18n";
@@ -20,10 +21,21 @@ function describe(fault: Fault): { short: string; title: string; remedy: string 
     }
     case "two_agents":
       return texts.two_agents;
+    case "expired_rows": {
+      const { short, title, remedy } = texts.expired_rows;
+      return { short, title: title(duration(fault.age_ms)), remedy };
+    }
+    case "date_ahead": {
+      const { short, title, remedy } = texts.date_ahead;
+      return { short, title: title(duration(fault.ahead_ms)), remedy };
+    }
     default:
       return null;
   }
 }
+
+/** Whether the last samples of the VM were not stored, so that the values shown are old. */
+export const isUnstored = (faults: Fault[]) => faults.some(({ kind }) => kind === "expired_rows" || kind === "date_ahead");
 
 const describeAll = (faults: Fault[]) => faults.map(describe).filter((fault) => fault !== null);
 

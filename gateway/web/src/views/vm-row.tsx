@@ -9,7 +9,7 @@ import { problemText } from "../parts/dialog";
 import { Meter } from "../parts/meter";
 import { Sparkline } from "../parts/sparkline";
 import { vmAddress } from "../router";
-import { FaultBadges } from "./agent-faults";
+import { FaultBadges, isUnstored } from "./agent-faults";
 
 export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolean }) {
   const texts = t();
@@ -20,7 +20,7 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
   const disk = sample && sum(sample.disk_read, sample.disk_write);
   const none = <span class="faint">{texts.common.none}</span>;
   return (
-    <tr aria-rowindex={index} class={vm.agent === "silent" ? "silent" : undefined} data-vm={vm.instance_id}>
+    <tr aria-rowindex={index} class={vm.agent === "silent" || isUnstored(vm.agent_faults) ? "silent" : undefined} data-vm={vm.instance_id}>
       <th scope="row" class="name">
         <a href={vmAddress(vm.instance_id)} title={details(vm)}>{name}</a>
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>

@@ -55,6 +55,8 @@ struct Found<'a> {
     labels: Option<&'a Labelled>,
     row: Option<&'a Row>,
     agent: Option<Agent>,
+    /// Why the last sample of the VM was not stored.
+    unstored: Option<AgentFault>,
     now_ms: u64,
     /// The UTC offset of the deployment.
     utc_offset: UtcOffset,
@@ -193,7 +195,12 @@ impl<'a> Vms<'a> {
         labels: Option<&'a Labelled>,
         now_ms: u64,
     ) -> Found<'a> {
+        let unstored = self
+            .measures
+            .and_then(|measures| measures.rows.unstored(id, now_ms));
         let agent = self.measures.map(|measures| match row {
+            // The agent reports, although its samples are not stored.
+            _ if unstored.is_some() => Agent::Reporting,
             None => Agent::Never,
             Some(row) if now_ms.saturating_sub(row.reported_ms) > measures.silent_after_ms => Agent::Silent,
             Some(_) => Agent::Reporting,
@@ -205,6 +212,7 @@ impl<'a> Vms<'a> {
             labels,
             row,
             agent,
+            unstored,
             now_ms,
             utc_offset: self
                 .measures
@@ -281,7 +289,9 @@ impl<'a> Found<'a> {
 
     fn faults(&self) -> Vec<AgentFault> {
         let faults = self.row.map(|row| row.faults(self.utc_offset, self.now_ms));
-        faults.unwrap_or_default()
+        let mut faults = faults.unwrap_or_default();
+        faults.extend(self.unstored);
+        faults
     }
 
     fn has_label(&self, label: &LabelFilter) -> bool {
@@ -308,8 +318,9 @@ impl<'a> Found<'a> {
     }
 
     fn key(&self, sort: VmSort) -> Key<'a> {
-        // The last values of a VM whose agent is silent are stale, so such a VM comes last.
-        let values = self.row.filter(|_| self.agent == Some(Agent::Reporting));
+        // The last values of a VM are stale if its agent is silent or its samples are not stored, so such a VM comes last.
+        let is_current = self.agent == Some(Agent::Reporting) && self.unstored.is_none();
+        let values = self.row.filter(|_| is_current);
         let values = values.map(|row| row.sample.values).unwrap_or_default();
         let both = |one: Option<f64>, other: Option<f64>| Some(one? + other?);
         let value = match sort {

@@ -8,12 +8,13 @@ use std::{
 use vmwatch_api::{
     InstanceId,
     agents::{AgentFault, Sender},
+    events::UnstoredEvent,
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
     time::UtcOffset,
     vms::NewestSample,
 };
 
-use super::senders::Senders;
+use super::{senders::Senders, unstored::Unstored};
 
 /// Maximum number of VMs whose newest rows are kept; they take about 40 MB.
 pub const MAX_ROWS: usize = 50_000;
@@ -22,6 +23,7 @@ pub const MAX_ROWS: usize = 50_000;
 #[derive(Debug, Default)]
 pub struct Rows {
     rows: BTreeMap<InstanceId, Row>,
+    unstored: Unstored,
 }
 
 /// The newest row of a VM.
@@ -147,11 +149,23 @@ impl Rows {
         if let Some(cpu) = sample.values.cpu_util {
             row.add_cpu(sample.at_ms / SPARKLINE_STEP_MS, cpu);
         }
+        let arrived_ms = sender.map_or(reported_ms, |sender| sender.arrived_ms);
+        self.unstored.stored(id, arrived_ms);
         let is_kept = self.merge(id, row);
         if let (Some(known), Some(sender)) = (self.rows.get_mut(id), sender) {
             known.senders.note(sender);
         }
         is_kept
+    }
+
+    /// Adds a sample that was not stored because of its time. Returns `false` if too many other VMs have such samples.
+    pub fn note_unstored(&mut self, event: &UnstoredEvent) -> bool {
+        self.unstored.note(event)
+    }
+
+    /// Why the last sample of a VM was not stored; `None` if it was stored or is not recent.
+    pub(super) fn unstored(&self, id: &InstanceId, now_ms: u64) -> Option<AgentFault> {
+        self.unstored.fault(id, now_ms)
     }
 
     /// Adds a row of a VM to what is known. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
@@ -170,6 +184,7 @@ impl Rows {
     /// Removes the row of a VM.
     pub fn remove(&mut self, id: &InstanceId) {
         self.rows.remove(id);
+        self.unstored.remove(id);
     }
 
     /// The rows of the VMs after `after`, up to and including `until`; `None` means no bound.
