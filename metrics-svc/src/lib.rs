@@ -4,6 +4,7 @@
 //! rollups and the newest row of each VM, and the handlers answer queries. Every replica does all three. JetStream
 //! distributes the samples among the replicas, and a NATS queue group distributes the requests.
 
+mod agent_status;
 mod blocks;
 pub mod commands;
 mod compaction;
@@ -54,6 +55,7 @@ use vmwatch_service::{lifetime::until_done, program::Program};
 pub use error::MetricsError;
 
 use crate::{
+    agent_status::AgentStatuses,
     compaction::Compaction,
     config::MetricsSettings,
     events::Events,
@@ -101,9 +103,11 @@ async fn serve(
     let processes = Arc::new(Processes::of(store));
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
     let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
+    let statuses = Arc::new(AgentStatuses::new(bus, &shutdown));
     let vms = Arc::new(VmList::new(
         &known_vms,
         &newest,
+        &statuses.table,
         settings.silent_after,
         settings.rows.offset,
     ));
@@ -116,6 +120,7 @@ async fn serve(
     let Some(()) = prepared else { return Ok(()) };
     let consumer = until_done("JetStream", &shutdown, async || {
         events::prepare(bus, &settings.events).await?;
+        agent_status::prepare(bus, &settings.stream).await?;
         streams::prepare(bus, &settings.stream).await
     })
     .await;
@@ -125,6 +130,7 @@ async fn serve(
         rows: Arc::clone(store),
         history: Arc::clone(&history),
         newest: Arc::clone(&newest),
+        statuses: Arc::clone(&statuses),
         audit: Audit::new(bus, settings.audit_required),
         events: events.clone(),
     });
@@ -162,6 +168,7 @@ async fn serve(
             shutdown.clone(),
         )),
         publishing,
+        tokio::spawn(statuses.receive(shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).compare(shutdown.clone())),
         tokio::spawn(Arc::new(Compaction::new(store, settings.compaction, shutdown.clone())).follow()),

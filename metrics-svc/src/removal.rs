@@ -24,8 +24,8 @@ use vmwatch_api::{
 use vmwatch_bus::{Context, audit::Audit};
 
 use crate::{
-    MetricsError, database::find, deadline::Deadline, events::Events, history::History, newest::NewestRows,
-    store::RowStore,
+    MetricsError, agent_status::AgentStatuses, database::find, deadline::Deadline, events::Events,
+    history::History, newest::NewestRows, store::RowStore,
 };
 
 /// Number of documents that are deleted together.
@@ -49,6 +49,7 @@ pub(crate) struct Removal {
     pub(crate) rows: Arc<RowStore>,
     pub(crate) history: Arc<History>,
     pub(crate) newest: Arc<NewestRows>,
+    pub(crate) statuses: Arc<AgentStatuses>,
     pub(crate) audit: Audit,
     pub(crate) events: Events,
 }
@@ -68,6 +69,7 @@ impl Removal {
         match deleted.await {
             Ok(()) => {
                 self.newest.remove(id);
+                self.statuses.forget(id).await;
                 self.events.publish_removed(id);
                 Ok(Removed { records })
             }

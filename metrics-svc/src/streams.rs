@@ -19,7 +19,7 @@ use vmwatch_bus::{
 };
 
 use crate::{
-    MetricsError,
+    MetricsError, agent_status,
     config::{MetricsSettings, StreamSettings},
     events,
 };
@@ -41,7 +41,7 @@ const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
 /// Returns the configuration of all streams and consumers of metrics-svc, according to the settings.
-pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
+pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 4] {
     [
         dead_letters(&settings.stream).into(),
         Wanted {
@@ -49,6 +49,7 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
             consumers: vec![consumer(&settings.stream)],
         },
         events::stream(&settings.events).into(),
+        agent_status::bucket(&settings.stream).into(),
     ]
 }
 

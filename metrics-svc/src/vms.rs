@@ -10,7 +10,10 @@ use vmwatch_api::{
     vms::{Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
-use vmwatch_bus::vms::{Measures, Vms};
+use vmwatch_bus::{
+    follow::Follower,
+    vms::{Measures, StatusTable, Vms},
+};
 
 use crate::{deadline::Deadline, known_vms::KnownVms, newest::NewestRows};
 
@@ -18,6 +21,7 @@ use crate::{deadline::Deadline, known_vms::KnownVms, newest::NewestRows};
 pub(crate) struct VmList {
     known: KnownVms,
     newest: Arc<NewestRows>,
+    statuses: Follower<StatusTable>,
     silent_after_ms: u64,
     utc_offset: UtcOffset,
 }
@@ -27,12 +31,14 @@ impl VmList {
     pub(crate) fn new(
         known: &KnownVms,
         newest: &Arc<NewestRows>,
+        statuses: &Follower<StatusTable>,
         silent_after: Duration,
         utc_offset: UtcOffset,
     ) -> Self {
         Self {
             known: known.clone(),
             newest: Arc::clone(newest),
+            statuses: statuses.clone(),
             silent_after_ms: u64::try_from(silent_after.as_millis()).unwrap_or(u64::MAX),
             utc_offset,
         }
@@ -77,7 +83,7 @@ impl VmList {
 
     fn read<T>(&self, read: impl FnOnce(Vms<'_>) -> T) -> T {
         let (inventory, labels) = (self.known.inventory.read(), self.known.labels.read());
-        let rows = self.newest.read();
+        let (rows, statuses) = (self.newest.read(), self.statuses.read());
         read(Vms {
             inventory: &inventory,
             labels: &labels,
@@ -85,6 +91,8 @@ impl VmList {
                 rows: &rows,
                 silent_after_ms: self.silent_after_ms,
                 utc_offset: self.utc_offset,
+                statuses: &statuses,
+                version: env!("CARGO_PKG_VERSION"),
             }),
         })
     }

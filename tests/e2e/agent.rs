@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
-use vmwatch_api::{Role, Scope};
+use vmwatch_api::{Role, Scope, agents::status_subject};
 
 use crate::rest::client::Api;
 
@@ -283,4 +283,62 @@ fn assert_sample_of_this_machine(processes: &[Value], vm: &Value, burner: u32) {
     assert!((number(vm, "mem") - memory_in_use()).abs() < 20.0, "{vm}");
     let date = vm["create_date"].as_str().unwrap();
     assert!(date.len() == 26 && date.as_bytes()[10] == b'T', "{date}");
+}
+
+/// The version of a running agent and the system of its VM are in the REST API, whichever replica received the status.
+#[tokio::test]
+async fn vm_shows_version_of_its_agent_and_its_system() {
+    let stack = Stack::builder().replicas(Program::Metrics, 2).start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let shown = async |version: &str, is_outdated: bool| {
+        eventually("the VM shows the version of its agent", PATIENCE, async || {
+            // Either replica may answer.
+            for _ in 0..8 {
+                let reply = api.get(&format!("/vms/{THIS_MACHINE}")).await;
+                if reply.status != 200 {
+                    return Err(format!("{reply:?}"));
+                }
+                let vm = reply.json();
+                let found = (&vm["agent_version"], &vm["agent_outdated"], &vm["kernel"]);
+                if found != (&json!(version), &json!(is_outdated), &json!(kernel.trim())) {
+                    return Err(vm.to_string());
+                }
+            }
+            Ok(())
+        })
+        .await;
+    };
+    shown(env!("CARGO_PKG_VERSION"), false).await;
+
+    // An older agent, whose status is acknowledged, and messages that are no status.
+    let id = THIS_MACHINE.parse().unwrap();
+    let client = stack.bus.client_for_tests();
+    let large = format!(
+        r#"{{"version":"9.9.9","architecture":"a","more":"{}"}}"#,
+        "x".repeat(8192)
+    );
+    for refused in [large, "{}".to_owned(), String::new()] {
+        let subject = status_subject(&id);
+        client.publish(subject, refused.into()).await.unwrap();
+    }
+    let older = format!(
+        r#"{{"version":"0.0.9","architecture":"a","kernel":"{}"}}"#,
+        kernel.trim()
+    );
+    eventually("the older version is stored", PATIENCE, async || {
+        // A replica that has just written the status of the VM does not write it again.
+        let answer = client.request(status_subject(&id), older.clone().into());
+        let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        let acknowledged = answer.map_err(|_| "no acknowledgement")?.unwrap();
+        assert!(acknowledged.payload.is_empty() && acknowledged.status.is_none());
+        let vm = api.read(&format!("/vms/{THIS_MACHINE}")).await;
+        (vm["agent_version"] == "0.0.9")
+            .then_some(())
+            .ok_or(vm.to_string())
+    })
+    .await;
+    shown("0.0.9", true).await;
+    let page = api.read("/vms").await;
+    assert_eq!(page["vms"][0]["agent_version"], "0.0.9", "{page}");
 }

@@ -184,6 +184,10 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_inventory",
         None,
     ),
+    // Only metrics-svc may write the status of agents, and an agent may send only its own.
+    ("vmwatch-gateway", "$KV.vmwatch_agent_status.vm-1", None),
+    ("vmwatch-agent-vm-1", "$KV.vmwatch_agent_status.vm-1", None),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.agents.vm-2.status", None),
     // Only lifecycle-svc may write labels, and only metrics-svc may report that a VM was removed.
     ("vmwatch-gateway", "$KV.vmwatch_labels.vm-1", None),
     ("vmwatch-operator", "$KV.vmwatch_labels.vm-1", None),

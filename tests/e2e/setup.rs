@@ -212,6 +212,7 @@ async fn kv_buckets_refuse_rollup_headers() {
         ("vmwatch-lifecycle", "vmwatch_inventory"),
         ("vmwatch-lifecycle", "vmwatch_hypervisor_leases"),
         ("vmwatch-lifecycle", "vmwatch_labels"),
+        ("vmwatch-metrics", "vmwatch_agent_status"),
     ];
     for (user, bucket) in buckets {
         let bus = stack.nats.connect_as("an attack", user).await;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Method,
-    agents::AgentFault,
+    agents::{AgentFault, AgentText},
     lifecycle::{MachineState, Target},
     measures::VmValues,
     metrics::Restriction,
@@ -72,6 +72,11 @@ pub(super) struct Vm {
     /// second agent with the same id, or times that are older than the retention or too far ahead. Empty if no fault is
     /// known. More kinds may be added.
     agent_faults: Vec<AgentFault>,
+    /// Version of the VM's agent, as it last reported it; null if unknown.
+    #[schema(required)]
+    agent_version: Option<String>,
+    /// Whether the agent is older than the service that answers.
+    agent_outdated: bool,
     /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
 }
@@ -133,6 +138,12 @@ pub(super) struct VmList {
 pub(super) struct VmDetail {
     #[serde(flatten)]
     vm: Vm,
+    /// Release of the VM's kernel, as its agent last reported it; null if unknown.
+    #[schema(required)]
+    kernel: Option<String>,
+    /// Distribution of the VM, as its agent last reported it; null if unknown.
+    #[schema(required)]
+    distribution: Option<String>,
     /// The hypervisors that have the VM.
     hypervisors: Vec<Hypervisor>,
     /// Sources of data that are unavailable, and what is missing; usually empty.
@@ -233,8 +244,13 @@ pub(super) async fn get(
 ) -> Result<axum::Json<VmDetail>, Problem> {
     let target = Target { instance_id };
     let (detail, missing) = ask::<vms::Get, GetWithoutMeasures>(&gateway, &caller, &target).await?;
+    let status = detail.agent_status;
+    let (kernel, distribution) = status.map_or((None, None), |status| (status.kernel, status.distribution));
+    let text = |text: AgentText| text.as_str().to_owned();
     Ok(axum::Json(VmDetail {
         vm: detail.vm.into(),
+        kernel: kernel.map(text),
+        distribution: distribution.map(text),
         hypervisors: detail.hypervisors.into_iter().map(Hypervisor::from).collect(),
         degraded: degraded(missing, &detail.stale),
     }))
@@ -328,6 +344,8 @@ impl From<ListedVm> for Vm {
             last_report_at: vm.last_report_ms.map(Timestamp::of_ms),
             sample: vm.sample.map(Sample::from),
             agent_faults: known_faults(vm.agent_faults),
+            agent_version: vm.agent_version.map(|version| version.as_str().to_owned()),
+            agent_outdated: vm.agent_outdated,
             cpu_sparkline: vm.cpu_sparkline,
         }
     }

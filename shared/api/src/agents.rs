@@ -49,6 +49,17 @@ pub struct Sender {
     pub run_id: Option<RunId>,
 }
 
+/// The subjects of the status messages of all agents.
+pub const STATUS_SUBJECTS: &str = "vmwatch.v1.agents.*.status";
+/// The KV bucket with the last status of each agent. Its keys are the ids of VMs; metrics-svc owns it.
+pub const STATUS_BUCKET: &str = "vmwatch_agent_status";
+
+/// The VM in the subject of a status message.
+pub fn status_instance(subject: &str) -> Option<InstanceId> {
+    let rest = subject.strip_prefix("vmwatch.v1.agents.")?;
+    rest.strip_suffix(".status")?.parse().ok()
+}
+
 /// The subject of the status messages of a VM's agent.
 pub fn status_subject(instance_id: &InstanceId) -> String {
     format!("vmwatch.v1.agents.{instance_id}.status")
@@ -194,6 +205,9 @@ mod tests {
         let golden = r#"{"version":"0.1.0","architecture":"x86_64","kernel":"6.1.0-18-amd64","distribution":"Debian GNU/Linux 12 (bookworm)","boot_id":"1b4e28ba-2fa1-41d2-883f-0016d3cca427"}"#;
         let status: AgentStatus = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&status).unwrap(), golden);
+        let id = "vm-1".parse().unwrap();
+        assert_eq!(status_instance(&status_subject(&id)), Some(id));
+        assert_eq!(status_instance("vmwatch.v1.agents.a.b.status"), None);
         let least = r#"{"version":"1","architecture":"a","of_a_newer_version":1}"#;
         assert_eq!(serde_json::from_str::<AgentStatus>(least).unwrap().kernel, None);
         for bad in [String::new(), "x".repeat(129), "a\\nb".to_owned()] {

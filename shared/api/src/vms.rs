@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     InstanceId, Kind, Method, MethodInfo, Service,
-    agents::AgentFault,
+    agents::{AgentFault, AgentStatus, AgentText},
     bounded_text,
     history::query,
     lifecycle::{MachineState, Target},
@@ -377,6 +377,12 @@ pub struct ListedVm {
     /// Why the samples may be wrong or misleading or are not stored, by the recent messages of the agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agent_faults: Vec<AgentFault>,
+    /// The version of the agent, as it last reported it; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<AgentText>,
+    /// Whether the agent is older than the service that answers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub agent_outdated: bool,
     /// Maximum CPU usage in each three minutes of the last hour, oldest first; null where there was no sample. Empty if
     /// there is no sample at all.
     #[serde(default)]
@@ -428,6 +434,9 @@ pub struct VmDetail {
     pub vm: ListedVm,
     /// The hypervisors that have the VM.
     pub hypervisors: Vec<HypervisorPart>,
+    /// The status that the agent last sent; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_status: Option<AgentStatus>,
     pub stale: Vec<Stale>,
 }
 

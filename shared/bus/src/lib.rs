@@ -35,7 +35,9 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, Event, HeaderMap, PublishError, Subject, connection::State};
+use async_nats::{
+    Client, Event, HeaderMap, PublishError, Subject, SubscribeError, Subscriber, connection::State,
+};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -202,6 +204,16 @@ impl Bus {
         self.client
             .publish_with_headers(subject.into(), headers, body)
             .await
+    }
+
+    /// Subscribes as a member of a queue group to messages that may be lost. The client subscribes again after each
+    /// reconnection.
+    pub async fn subscribe_queue(
+        &self,
+        subject: &'static str,
+        queue: &str,
+    ) -> Result<Subscriber, SubscribeError> {
+        self.client.queue_subscribe(subject, queue.to_owned()).await
     }
 
     /// Waits without limit until the server has processed everything sent earlier on this connection, including

@@ -14,6 +14,7 @@ mod labels;
 mod list;
 mod rows;
 mod senders;
+mod statuses;
 mod unstored;
 
 use async_nats::jetstream::kv::{Entry, Operation};
@@ -26,6 +27,7 @@ pub use self::{
     labels::LabelTable,
     list::{Measures, Vms},
     rows::{MAX_ROWS, Row, Rows},
+    statuses::StatusTable,
 };
 
 /// Decodes a record of a KV bucket; `None` if it was deleted or cannot be decoded.

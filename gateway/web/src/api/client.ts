@@ -5,6 +5,7 @@ import type { components, paths } from "./schema";
 
 export type Schemas = components["schemas"];
 export type Vm = Schemas["Vm"];
+export type VmDetail = Schemas["VmDetail"];
 export type Operation = Schemas["Operation"];
 export type Me = Schemas["Me"];
 

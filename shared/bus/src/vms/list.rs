@@ -8,7 +8,7 @@ use std::{
 
 use vmwatch_api::{
     InstanceId, PageRoom, Scope,
-    agents::AgentFault,
+    agents::{AgentFault, AgentStatus},
     inventory::InventoryHypervisor,
     labels::HYPERVISOR_LABEL,
     lifecycle::MachineState,
@@ -21,7 +21,9 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 
-use super::{InventoryTable, LabelTable, Row, Rows, VmCopy, labels::Labelled};
+use super::{
+    InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, statuses::is_older,
+};
 
 /// What is known about VMs.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,10 @@ pub struct Measures<'a> {
     pub silent_after_ms: u64,
     /// The UTC offset of the deployment, which agents must have.
     pub utc_offset: UtcOffset,
+    /// The status of agents.
+    pub statuses: &'a StatusTable,
+    /// The version of the service; older agents are outdated.
+    pub version: &'static str,
 }
 
 /// A VM that may be listed.
@@ -60,6 +66,8 @@ struct Found<'a> {
     now_ms: u64,
     /// The UTC offset of the deployment.
     utc_offset: UtcOffset,
+    /// The status that the agent last sent, and whether the agent is outdated.
+    status: Option<(&'a AgentStatus, bool)>,
 }
 
 /// The position of a VM in a list.
@@ -143,6 +151,7 @@ impl<'a> Vms<'a> {
         Some(VmDetail {
             vm: found.select(&VmQuery::default(), None)?.listed(now_ms),
             hypervisors: names.map(|name| self.part(name, now_ms)).collect(),
+            agent_status: found.status.map(|(status, _)| status.clone()),
             stale: Vec::new(),
         })
     }
@@ -217,6 +226,10 @@ impl<'a> Vms<'a> {
             utc_offset: self
                 .measures
                 .map_or(UtcOffset::UTC, |measures| measures.utc_offset),
+            status: self.measures.and_then(|measures| {
+                let status = measures.statuses.get(id)?;
+                Some((status, is_older(status.version.as_str(), measures.version)))
+            }),
         }
     }
 
@@ -359,6 +372,8 @@ impl<'a> Found<'a> {
             last_report_ms: self.row.map(|row| row.reported_ms),
             sample: self.row.map(|row| row.sample),
             agent_faults: self.faults(),
+            agent_version: self.status.map(|(status, _)| status.version.clone()),
+            agent_outdated: self.status.is_some_and(|(_, is_outdated)| is_outdated),
             cpu_sparkline: self.row.map(|row| row.sparkline(now_ms)).unwrap_or_default(),
         }
     }

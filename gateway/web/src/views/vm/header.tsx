@@ -1,6 +1,6 @@
 //! Header of the VM page: name, state, facts, actions and the latest operation.
 import { useState } from "preact/hooks";
-import { may, type Vm } from "../../api/client";
+import { may, type Vm, type VmDetail } from "../../api/client";
 import { now } from "../../clock";
 import { ago, ms, whole } from "../../format";
 import { t } from "../../i18n";
@@ -13,7 +13,7 @@ import { Removal } from "./removal";
 
 const MORE: Exclude<Action, "start">[] = ["stop", "reboot", "reset", "force-stop"];
 
-export function Header({ vm }: { vm: Vm }) {
+export function Header({ vm }: { vm: VmDetail }) {
   const texts = t().vm;
   const operation = latest.value.get(vm.instance_id);
   const name = vm.name ?? vm.instance_id;
@@ -31,6 +31,13 @@ export function Header({ vm }: { vm: Vm }) {
         {vm.hypervisor && <Fact name={texts.hypervisor}>{vm.hypervisor}</Fact>}
         {vm.last_report_at && <Fact name={texts.lastReport}>{ago(ms(vm.last_report_at), now.value)}</Fact>}
         {typeof vm.sample?.proc === "number" && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
+        {vm.distribution && <Fact name={texts.distribution}>{vm.distribution}</Fact>}
+        {vm.kernel && <Fact name={texts.kernel}><span class="mono">{vm.kernel}</span></Fact>}
+        {vm.agent_version && (
+          <Fact name={texts.agentVersion}>
+            {vm.agent_version} {vm.agent_outdated && <Badge tone="quiet">{texts.outdated}</Badge>}
+          </Fact>
+        )}
         {vm.sample?.restricted && <Fact name={texts.processes}>{texts.hidden}</Fact>}
       </dl>
       <div class="manage">

@@ -1,6 +1,11 @@
 use std::time::Instant;
 
-use vmwatch_api::{measures::VmValues, metrics::Limit, vms::NewestSample};
+use vmwatch_api::{
+    events::{UnstoredEvent, UnstoredReason},
+    measures::VmValues,
+    metrics::Limit,
+    vms::NewestSample,
+};
 
 use super::*;
 
@@ -13,6 +18,7 @@ struct Tables {
     inventory: InventoryTable,
     labels: LabelTable,
     rows: Rows,
+    statuses: StatusTable,
 }
 
 impl Tables {
@@ -24,6 +30,8 @@ impl Tables {
                 rows: &self.rows,
                 silent_after_ms: SILENT_AFTER,
                 utc_offset: UtcOffset::UTC,
+                statuses: &self.statuses,
+                version: "0.10.0",
             }),
         }
     }
@@ -300,6 +308,57 @@ fn hypervisors_that_are_unreachable_or_late_come_first() {
         (parts[1].listed_at_ms, parts[2].listed_at_ms),
         (Some(NOW - 1000), None)
     );
+}
+
+#[test]
+fn vm_whose_samples_are_not_stored_reports_with_the_reason() {
+    let mut tables = example();
+    let mut unstored = |id: &str, reason| {
+        let event = UnstoredEvent {
+            instance_id: id.parse().unwrap(),
+            at_ms: NOW - 5000,
+            arrived_ms: NOW,
+            reason,
+        };
+        assert!(tables.rows.note_unstored(&event));
+    };
+    // A VM with old rows, and a VM of a hypervisor that has none.
+    unstored("e", UnstoredReason::Expired);
+    unstored("b", UnstoredReason::Expired);
+    let page = tables.page(&query(r#"{"agent":"faulty"}"#));
+    assert_eq!(ids(&page), ["b", "e"]);
+    for vm in &page.vms {
+        assert_eq!(vm.agent, Some(Agent::Reporting));
+        assert_eq!(vm.agent_faults, [AgentFault::ExpiredRows { age_ms: 5000 }]);
+    }
+    assert_eq!(ids(&tables.page(&query(r#"{"agent":"silent"}"#))).len(), 0);
+    let page = tables.page(&query(r#"{"sort":"cpu"}"#));
+    assert_eq!(ids(&page).join(" "), "c D a b e", "old values come last");
+}
+
+#[test]
+fn vm_has_version_of_its_agent_and_whether_it_is_outdated() {
+    let mut tables = example();
+    for (id, version) in [("a", "0.9.9"), ("c", "0.10.0")] {
+        let status = format!(r#"{{"version":"{version}","architecture":"x86_64"}}"#);
+        let status = serde_json::from_str(&status).unwrap();
+        tables.statuses.set(id.parse().unwrap(), Some(status));
+    }
+    let page = tables.page(&VmQuery::default());
+    let versions = page.vms.iter().map(|vm| {
+        let version = vm.agent_version.as_ref().map(|version| version.as_str());
+        (vm.instance_id.as_str(), version, vm.agent_outdated)
+    });
+    let expected = [
+        ("D", None, false),
+        ("a", Some("0.9.9"), true),
+        ("b", None, false),
+        ("c", Some("0.10.0"), false),
+        ("e", None, false),
+    ];
+    assert_eq!(versions.collect::<Vec<_>>(), expected);
+    let detail = tables.vms().get(&"a".parse().unwrap(), NOW).unwrap();
+    assert_eq!(detail.agent_status.unwrap().architecture.as_str(), "x86_64");
 }
 
 #[test]
