@@ -1,4 +1,5 @@
-//! Announces the agent: publishes its status message after each connection and about once per hour.
+//! Announces the agent: publishes its status message after each connection, once more within a minute, and about once per
+//! hour.
 
 use std::{path::Path, time::Duration};
 
@@ -16,6 +17,9 @@ use crate::sample::Roots;
 
 /// Longest time between two status messages while the connection lasts; the shortest is three quarters of it.
 const INTERVAL: Duration = Duration::from_secs(4000);
+/// Longest time from the status message after a connection to the next one; the shortest is half of it. The first one is lost
+/// if metrics-svc restarts at that time, for example together with NATS.
+const SECOND_AFTER: Duration = Duration::from_secs(60);
 /// Time limit for the client to accept a message.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -24,13 +28,19 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) async fn run(bus: Bus, instance_id: InstanceId, roots: Roots) {
     let mut connected = bus.reconnections();
     let subject = status_subject(&instance_id);
+    let mut wait = jittered(SECOND_AFTER, 0.5);
     loop {
         if bus.is_connected() {
             publish(&bus, &subject, &read_status(&roots)).await;
         }
         tokio::select! {
-            changed = connected.changed() => if changed.is_err() { return },
-            () = sleep(jittered(INTERVAL, 0.75)) => {}
+            changed = connected.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                wait = jittered(SECOND_AFTER, 0.5);
+            }
+            () = sleep(wait) => wait = jittered(INTERVAL, 0.75),
         }
     }
 }
