@@ -57,7 +57,7 @@ fn read(folder: &Path, module: Option<&str>, imports: &mut Imports) {
         let of = module.unwrap_or(&stem);
         if path.is_dir() {
             read(&path, Some(of), imports);
-        } else if !matches!(of, "lib" | "main") {
+        } else if !matches!(of, "lib" | "main") && stem != "tests" {
             let text = fs::read_to_string(&path).unwrap();
             imports.entry(of.to_owned()).or_default().extend(imported(&text));
         }
