@@ -19,7 +19,7 @@ use crate::sample::Roots;
 const INTERVAL: Duration = Duration::from_secs(4000);
 /// Longest time from the status message after a connection to the next one; the shortest is half of it. The first one is lost
 /// if metrics-svc restarts at that time, for example together with NATS.
-const SECOND_AFTER: Duration = Duration::from_secs(60);
+const SECOND_AFTER: Duration = Duration::from_mins(1);
 /// Time limit for the client to accept a message.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 

@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use vmwatch_api::{
+    agents::AgentText,
     events::{UnstoredEvent, UnstoredReason},
     measures::VmValues,
     metrics::Limit,
@@ -346,7 +347,7 @@ fn vm_has_version_of_its_agent_and_whether_it_is_outdated() {
     }
     let page = tables.page(&VmQuery::default());
     let versions = page.vms.iter().map(|vm| {
-        let version = vm.agent_version.as_ref().map(|version| version.as_str());
+        let version = vm.agent_version.as_ref().map(AgentText::as_str);
         (vm.instance_id.as_str(), version, vm.agent_outdated)
     });
     let expected = [
