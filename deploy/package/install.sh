@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the vmwatch agent in this VM, enrols it, and waits until vmwatch has stored its first sample. Run again, it
+# Installs the vmwatch agent in this VM, enrols it, and waits until vmwatch has acknowledged its first sample. Run again, it
 # upgrades the agent.
 #
 # The gateway fills in its URL and the checksums of its packages. Nothing happens before the last line, so an incomplete

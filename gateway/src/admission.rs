@@ -50,7 +50,9 @@ pub(crate) struct Admission {
     rate: Option<Rate>,
     logins: Sources,
     /// Separate from the limit of logins, so that people can log in from an address from which many VMs enrol.
-    guests: Sources,
+    enrollments: Sources,
+    /// Separate from the limit of enrolments, so that downloads by one VM do not stop the enrolment of others.
+    downloads: Sources,
 }
 
 impl Admission {
@@ -61,7 +63,8 @@ impl Admission {
             event_streams: Limit::new(settings.event_streams).with_share(settings.event_streams_per_user),
             rate: settings.per_second.map(Rate::new),
             logins: Sources::new(settings.logins),
-            guests: Sources::new(settings.logins),
+            enrollments: Sources::new(settings.logins),
+            downloads: Sources::new(settings.logins),
         }
     }
 
@@ -70,8 +73,17 @@ impl Admission {
         let permit = self.limits.for_class(info.class).enter(user(context)).await;
         let permit = permit.map_err(|full| refused(full, info.subject, info.class.as_str()))?;
         // Check the source address last, so that a request that gets no permit spends no login token.
-        if info.class == Class::Login {
-            self.check_source(info, context)?;
+        match info.class {
+            Class::Login => self.check_source(info, context)?,
+            Class::Enrollment => {
+                take(
+                    &self.enrollments,
+                    info.subject,
+                    context.source.as_deref(),
+                    "enrolments",
+                )?;
+            }
+            _ => {}
         }
         // Logout, session revocation and user management are exempt from the rate limit: they must work under any load.
         let exempt = info.class == Class::Account;
@@ -118,10 +130,10 @@ impl Admission {
         take(&self.logins, info.subject, context.source.as_deref(), "logins")
     }
 
-    /// Refuses the enrolment of an agent, or the download of its package, if too many of them came from the source
-    /// address. These requests have no session.
-    pub(crate) fn check_guest(&self, method: &'static str, source: Option<&str>) -> Result<(), Fault> {
-        take(&self.guests, method, source, "requests of agents")
+    /// Refuses the download of the install script or of a package if too many of them came from the source address. These
+    /// requests have no session.
+    pub(crate) fn check_download(&self, method: &'static str, source: Option<&str>) -> Result<(), Fault> {
+        take(&self.downloads, method, source, "downloads")
     }
 }
 
@@ -195,6 +207,7 @@ mod tests {
         Admission::new(AdmissionSettings {
             limits: LimitSettings {
                 logins: 4,
+                enrollments: 4,
                 account_requests: 4,
                 commands: 4,
                 cheap_reads: 8,

@@ -108,7 +108,7 @@ const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
     value: Value::Number(1, 1_000_000),
     default: "20",
-    help: "maximum burst of logins and changes of one's own password from one source address; further ones are refused with 429; for IPv6, the limit applies to each /64 network, and eight times the limit to each /48 network; enrolments of agents and downloads of their packages have the same limit, counted separately",
+    help: "maximum burst of logins and changes of one's own password from one source address; further ones are refused with 429; for IPv6, the limit applies to each /64 network, and eight times the limit to each /48 network; enrolments of agents have the same limit, and so have downloads of their packages; each is counted separately",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",

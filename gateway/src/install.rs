@@ -122,7 +122,7 @@ async fn package(
 fn admit(gateway: &Gateway, request: &Request, what: &'static str) -> Result<(), Fault> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let source = peer.map(|peer| gateway.proxies.client(peer.0, request.headers()).to_string());
-    gateway.admission.check_guest(what, source.as_deref())
+    gateway.admission.check_download(what, source.as_deref())
 }
 
 fn answer(content: Bytes, media_type: &'static str) -> Response<Body> {

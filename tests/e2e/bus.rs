@@ -29,6 +29,7 @@ use vmwatch_bus::{
 const SETTINGS: ServeSettings = ServeSettings {
     limits: LimitSettings {
         logins: 1024,
+        enrollments: 1024,
         account_requests: 1024,
         commands: 1024,
         cheap_reads: 1024,

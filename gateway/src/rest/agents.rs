@@ -150,9 +150,6 @@ pub(super) async fn enroll(
     let context = visitor
         .context(&gateway, AgentsEnroll::INFO.kind)
         .with_fresh_key();
-    gateway
-        .admission
-        .check_guest(AgentsEnroll::INFO.subject, context.source.as_deref())?;
     let enrollment = enrollment::Enrollment {
         token: agent.token,
         instance_id: agent.instance_id,

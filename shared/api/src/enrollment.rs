@@ -548,7 +548,7 @@ impl Method for AgentsEnroll {
         access: Access::Public,
         // Like logins, clients can send enrolments without a session. They must not use up the permits of account
         // requests.
-        class: Class::Login,
+        class: Class::Enrollment,
         ..row("auth.agents.enroll", Kind::Command)
     };
 }

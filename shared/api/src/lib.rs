@@ -94,8 +94,10 @@ pub enum Kind {
 /// of one class cannot exhaust the capacity for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Logins, each of which costs a password hash, and enrolments of agents: clients can send them without a session.
+    /// Logins: each costs a password hash, and clients can send them without a session.
     Login,
+    /// Enrolments of agents, which have no session. Each costs some writes to KV buckets.
+    Enrollment,
     /// Logouts and user management, which must remain possible under any other load.
     Account,
     /// Actions on VMs, which can take minutes.
@@ -111,6 +113,7 @@ impl Class {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Login => "logins",
+            Self::Enrollment => "enrolments",
             Self::Account => "account requests",
             Self::Command => "commands",
             Self::CheapRead => "cheap reads",

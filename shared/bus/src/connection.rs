@@ -16,6 +16,11 @@ use vmwatch_service::jitter::jittered;
 
 use crate::{BusError, BusSettings, inbox_prefix, settings::Login};
 
+/// Time limit for connecting and logging in.
+const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit for a login with a key that NATS passes to auth-svc. It exceeds `authorization.timeout` in nats.conf, 10 s, so
+/// that the client learns that the login was refused.
+const KEY_LOGIN_LIMIT: Duration = Duration::from_secs(12);
 /// Longest delay after a refused login. Each login may cost the service that checks logins a millisecond.
 const REFUSED_MAX: Duration = Duration::from_secs(10);
 /// The NATS server's reason for closing a connection on which a message was too large.
@@ -45,7 +50,7 @@ pub(crate) async fn connect(
         // subscribe to `_INBOX.>` and could read the replies that other programs receive.
         .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
         .ping_interval(settings.ping_interval)
-        .connection_timeout(Duration::from_secs(5))
+        .connection_timeout(login_limit(settings))
         .retry_on_initial_connect()
         .reconnect_delay_callback(move |attempts| delays.delay(attempts))
         .event_callback(move |event| {
@@ -124,6 +129,13 @@ impl Refusals {
             refused => REFUSED_MAX.min(Duration::from_millis(100) * 2_u32.pow(refused.min(10))),
         };
         jittered(longest, 0.5)
+    }
+}
+
+const fn login_limit(settings: &BusSettings) -> Duration {
+    match settings.login {
+        Login::NkeySeed(_) => KEY_LOGIN_LIMIT,
+        Login::None | Login::Password { .. } | Login::CredentialsFile(_) => LOGIN_LIMIT,
     }
 }
 

@@ -26,6 +26,12 @@ const MAX_LOGINS: Setting = Setting {
     default: "32",
     help: "maximum number of concurrent logins in each gateway and each auth-svc; further logins are refused with 503",
 };
+const MAX_ENROLLMENTS: Setting = Setting {
+    name: "VMWATCH_MAX_ENROLLMENTS",
+    value: Value::Number(1, 65_536),
+    default: "16",
+    help: "maximum number of concurrent enrolments of agents in each gateway and each auth-svc; further ones are refused with 503, and agents try again",
+};
 const MAX_ACCOUNT_REQUESTS: Setting = Setting {
     name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
     value: Value::Number(1, 65_536),
@@ -53,6 +59,7 @@ const MAX_HEAVY_READS: Setting = Setting {
 
 pub const SETTINGS: &[Setting] = &[
     MAX_LOGINS,
+    MAX_ENROLLMENTS,
     MAX_ACCOUNT_REQUESTS,
     MAX_COMMANDS,
     MAX_CHEAP_READS,
@@ -71,6 +78,8 @@ const HEAVY_READS_WAITING: usize = 4;
 pub struct LimitSettings {
     /// Maximum number of concurrent requests of [`Class::Login`].
     pub logins: usize,
+    /// Maximum number of concurrent requests of [`Class::Enrollment`].
+    pub enrollments: usize,
     /// Maximum number of concurrent requests of [`Class::Account`].
     pub account_requests: usize,
     /// Maximum number of concurrent requests of [`Class::Command`].
@@ -84,11 +93,13 @@ pub struct LimitSettings {
 impl LimitSettings {
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let limit = |setting| env.number(setting);
+        let enrollments = limit(&MAX_ENROLLMENTS);
         let (logins, account_requests) = (limit(&MAX_LOGINS), limit(&MAX_ACCOUNT_REQUESTS));
         let (commands, cheap_reads) = (limit(&MAX_COMMANDS), limit(&MAX_CHEAP_READS));
         let heavy_reads = limit(&MAX_HEAVY_READS);
         Ok(Self {
             logins: logins?,
+            enrollments: enrollments?,
             account_requests: account_requests?,
             commands: commands?,
             cheap_reads: cheap_reads?,
@@ -100,6 +111,7 @@ impl LimitSettings {
 #[derive(Debug, Clone)]
 pub struct Limits {
     logins: Limit,
+    enrollments: Limit,
     account_requests: Limit,
     commands: Limit,
     cheap_reads: Limit,
@@ -110,6 +122,7 @@ impl Limits {
     pub fn new(settings: LimitSettings) -> Self {
         Self {
             logins: Limit::new(settings.logins),
+            enrollments: Limit::new(settings.enrollments),
             account_requests: Limit::new(settings.account_requests),
             commands: Limit::new(settings.commands),
             cheap_reads: Limit::new(settings.cheap_reads),
@@ -121,6 +134,7 @@ impl Limits {
     pub const fn for_class(&self, class: Class) -> &Limit {
         match class {
             Class::Login => &self.logins,
+            Class::Enrollment => &self.enrollments,
             Class::Account => &self.account_requests,
             Class::Command => &self.commands,
             Class::CheapRead => &self.cheap_reads,

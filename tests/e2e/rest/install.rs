@@ -92,7 +92,7 @@ async fn gateway_without_settings_answers_404_with_the_reason() {
 }
 
 #[tokio::test]
-async fn requests_of_agents_are_limited_by_source_and_do_not_limit_logins() {
+async fn enrolments_and_downloads_have_limits_of_their_own_by_source() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_LOGIN_BURST", "3")
         .set(Program::Gateway, "VMWATCH_LOGIN_INTERVAL", "1h")
@@ -101,19 +101,20 @@ async fn requests_of_agents_are_limited_by_source_and_do_not_limit_logins() {
     let api = Api::of(stack.gateway(0));
     let key = nkeys::KeyPair::new_user().public_key();
     let agent = json!({ "token": "vmj_x", "instance_id": "vm-1", "public_key": key });
-    assert_eq!(get(&api, "/install.sh").await.status, 404);
-    assert_eq!(get(&api, "/packages/x").await.status, 404);
     // A browser's headers make no difference, because the request needs no session.
-    let foreign = api
-        .request(Method::POST, "/agents")
-        .header("origin", "https://evil.example")
-        .header("sec-fetch-site", "cross-site")
-        .json(&agent);
-    let reply = Reply::of(foreign).await;
-    reply.problem(401, "unauthenticated");
-
+    for _ in 0..3 {
+        let foreign = api
+            .request(Method::POST, "/agents")
+            .header("origin", "https://evil.example")
+            .header("sec-fetch-site", "cross-site")
+            .json(&agent);
+        Reply::of(foreign).await.problem(401, "unauthenticated");
+    }
     let limited = api.post("/agents", agent).await;
     limited.problem(429, "throttled");
+    for path in ["/install.sh", "/packages/x", "/install.sh"] {
+        assert_eq!(get(&api, path).await.status, 404, "{path}");
+    }
     for reply in [
         limited,
         get(&api, "/install.sh").await,
