@@ -2,9 +2,10 @@
 //!
 //! An enrolment writes two records: first the token's, which then has one use less, then the agent's. Both are written
 //! only if they have not changed since they were read, so that of two agents only one gets the last use. The token's
-//! record names the agent that took the latest use. If the second write fails, or the program is killed between the two,
-//! the agent repeats its request and needs no further use. Only if other agents used the token meanwhile is that use
-//! lost, and the repetition takes another one.
+//! record names the agent that took the latest use, and the revision of the VM's agent record at that time. If the second
+//! write fails, or the program is killed between the two, the agent repeats its request and needs no further use. Only if
+//! other agents used the token or the VM's record changed meanwhile is that use lost, and the repetition takes another one.
+//! Therefore a key that was revoked or replaced cannot come back with the use that it took before.
 
 mod rules;
 
@@ -120,30 +121,28 @@ impl Enrollment {
         request: &Request,
         source: Option<&str>,
     ) -> Result<Registered, AuthError> {
-        let wanted = JoinTokenUse {
-            instance_id: request.instance_id.clone(),
-            public_key: request.public_key.clone(),
-        };
         self.agents
-            .check_key(&wanted.instance_id, &wanted.public_key)
+            .check_key(&request.instance_id, &request.public_key)
             .await?;
+        let mut taken = false;
         for _ in 0..TRIES {
-            if let Some(registered) = self.try_register(id, &wanted, request, source).await? {
+            if let Some(registered) = self.try_register(id, request, source, &mut taken).await? {
                 return Ok(registered);
             }
         }
         Err(AuthError::Contended)
     }
 
-    /// Returns `None` if one of the records was changed by another request after it was read.
+    /// Returns `None` if one of the records was changed by another request after it was read. `taken` says whether an
+    /// earlier try of the same request has taken a use.
     async fn try_register(
         &self,
         id: &JoinTokenId,
-        wanted: &JoinTokenUse,
         request: &Request,
         source: Option<&str>,
+        taken: &mut bool,
     ) -> Result<Option<Registered>, AuthError> {
-        let reads = tokio::try_join!(self.tokens.entry(id), self.agents.entry(&wanted.instance_id));
+        let reads = tokio::try_join!(self.tokens.entry(id), self.agents.entry(&request.instance_id));
         let (token_entry, agent_entry) = reads?;
         let Value::Whole(mut token) = self.tokens.decode(token_entry.as_ref()) else {
             // The token was removed meanwhile, or this NATS server does not have the new token yet.
@@ -155,7 +154,16 @@ impl Enrollment {
             Value::Broken => Found::Unreadable,
             Value::Whole(agent) => Found::Agent(&agent.known),
         };
-        let decision = decide((id, &token.known), found, wanted, unix_millis())?;
+        let wanted = JoinTokenUse {
+            instance_id: request.instance_id.clone(),
+            public_key: request.public_key.clone(),
+            agent_revision: match (&agent_entry, &held) {
+                (Some(entry), Value::Whole(_) | Value::Broken) => entry.revision,
+                // Deletion markers do not count, because NATS deletes them at any time.
+                _ => 0,
+            },
+        };
+        let decision = decide((id, &token.known), found, &wanted, *taken, unix_millis())?;
         if decision == Decision::Repeated {
             return Ok(Some(Registered::Repeated));
         }
@@ -164,13 +172,14 @@ impl Enrollment {
         }
         if decision == Decision::TakeUse {
             token.known.used = token.known.used.saturating_add(1);
-            token.known.last_use = Some(wanted.clone());
+            token.known.last_use = Some(wanted);
             if !self.tokens.replace(id, &token, token_entry.as_ref()).await? {
                 return Ok(None);
             }
+            *taken = true;
         }
         let agent = Kept::new(AgentRecord {
-            public_key: wanted.public_key.clone(),
+            public_key: request.public_key.clone(),
             join_token: id.clone(),
             enrolled_at_ms: unix_millis(),
             source: source.map(str::to_owned),
@@ -179,10 +188,10 @@ impl Enrollment {
         });
         let written = self
             .agents
-            .write(&wanted.instance_id, &agent, agent_entry.as_ref())
+            .write(&request.instance_id, &agent, agent_entry.as_ref())
             .await?;
         let replaced = match found {
-            Found::Agent(old) if old.public_key != wanted.public_key && old.revoked_at_ms.is_none() => {
+            Found::Agent(old) if old.public_key != request.public_key && old.revoked_at_ms.is_none() => {
                 Some(old.public_key.clone())
             }
             _ => None,

@@ -60,7 +60,7 @@ pub(super) enum Decision {
     Repeated,
     /// Take a use of the token, then store the agent.
     TakeUse,
-    /// Store the agent: an earlier attempt took the use and did not store the agent.
+    /// Store the agent: an earlier attempt took the use and did not store the agent, and the VM's record is unchanged since.
     UseTaken,
 }
 
@@ -72,11 +72,13 @@ pub(super) enum Found<'a> {
     Agent(&'a AgentRecord),
 }
 
-/// Decides on the enrolment of a VM with a key, with a token whose secret is right.
+/// Decides on the enrolment of a VM with a key, with a token whose secret is right. `taken` says whether this request has
+/// already taken a use.
 pub(super) fn decide(
     (id, token): (&JoinTokenId, &JoinTokenRecord),
     agent: Found<'_>,
     wanted: &JoinTokenUse,
+    taken: bool,
     now_ms: u64,
 ) -> Result<Decision, Refusal> {
     if let Found::Agent(agent) = agent
@@ -90,7 +92,7 @@ pub(super) fn decide(
             return Ok(Decision::Repeated);
         }
     }
-    let use_taken = token.last_use.as_ref() == Some(wanted);
+    let use_taken = taken || token.last_use.as_ref() == Some(wanted);
     if token.revoked {
         return Err(Refusal::TokenRevoked);
     }

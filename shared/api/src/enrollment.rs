@@ -322,6 +322,10 @@ pub struct JoinTokenRecord {
 pub struct JoinTokenUse {
     pub instance_id: InstanceId,
     pub public_key: AgentKey,
+    /// Revision of the VM's agent record when the use was taken; 0 if there was none. If the record has changed since, the
+    /// use does not permit storing the agent.
+    #[serde(default)]
+    pub agent_revision: u64,
 }
 
 /// An enrolled agent as stored in the KV bucket.
