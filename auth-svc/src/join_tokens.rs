@@ -169,14 +169,9 @@ impl JoinTokens {
         Err(AuthError::Contended)
     }
 
-    /// The record of a token, if there is one and if the secret is right.
-    pub(crate) async fn verify(&self, token: &JoinToken) -> Result<Option<Arc<JoinTokenRecord>>, AuthError> {
-        let found = self
-            .table
-            .find(|table| table.tokens.get(&token.id).cloned())
-            .await?;
-        let hash = token.secret_hash();
-        Ok(found.filter(|record| are_equal(record.secret_hash.as_bytes(), hash.as_bytes())))
+    /// The record of a token, if there is one.
+    pub(crate) async fn find(&self, id: &JoinTokenId) -> Result<Option<Arc<JoinTokenRecord>>, AuthError> {
+        Ok(self.table.find(|table| table.tokens.get(id).cloned()).await?)
     }
 
     /// Reads the latest entry of a token.
@@ -239,6 +234,12 @@ fn room_for(new: &JoinTokenSummary, stored: Vec<JoinTokenSummary>, now_ms: u64) 
 /// Whether no agent can use the token any more.
 const fn is_finished(token: &JoinTokenSummary, now_ms: u64) -> bool {
     token.revoked || token.used >= token.uses || now_ms >= token.expires_at_ms
+}
+
+/// Whether the secret of the token is the one of this record.
+pub(crate) fn has_secret_of(token: &JoinToken, record: &JoinTokenRecord) -> bool {
+    let hash = token.secret_hash();
+    are_equal(record.secret_hash.as_bytes(), hash.as_bytes())
 }
 
 /// Compares two hashes in a time that does not depend on where they differ.

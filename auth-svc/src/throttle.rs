@@ -14,8 +14,8 @@
 //! address, plus one attempt for each combination with another address or user. Unknown user names are counted like
 //! known ones, so the throttle does not reveal which users exist.
 //!
-//! Enrolments with a wrong secret are counted in the same way, with the id of the join token in place of the user. So
-//! agents that share an address with an attacker, or with an agent whose token is wrong, can still enrol.
+//! Enrolments with a wrong secret are counted in the same way, with the id of the join token in place of the user; all ids
+//! of tokens that do not exist count as one. So agents that share an address with an attacker, or with an agent whose token is wrong, can still enrol.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -34,8 +34,9 @@ use crate::{
 };
 
 const BUCKET: &str = "vmwatch_login_failures";
-/// Size limit of the KV bucket: sufficient for about 400,000 counters. At the rate that password hashing allows,
-/// counters expire long before there are that many.
+/// Size limit of the KV bucket: sufficient for about 400,000 counters. At the rate that password hashing allows, the
+/// counters of logins expire long before there are that many. Enrolments hash no passwords, so their counters are limited by
+/// what is counted: the client addresses, and for each of them the tokens that exist and one counter for all others.
 const BUCKET_BYTES: i64 = 64 << 20;
 /// Maximum number of attempts to count a failure while other replicas change the same counter.
 const COUNT_TRIES: usize = 8;
@@ -80,8 +81,9 @@ impl Attempt {
         }
     }
 
-    /// Creates the keys for an attempt to enrol from this client address. All malformed tokens share one key. The keys
-    /// differ from those of logins, so that failed enrolments do not affect logins from the same address.
+    /// Creates the keys for an attempt to enrol from this client address. All malformed and unknown tokens share one key;
+    /// otherwise a client could fill the KV bucket with counters of random ids, and logins would fail. The keys differ from
+    /// those of logins, so that failed enrolments do not affect logins from the same address.
     pub(crate) fn of_join_token(token: Option<&JoinTokenId>, source: &str) -> Self {
         let source = &network(source);
         let token = token.map_or("", JoinTokenId::as_str);

@@ -9,7 +9,7 @@ use vmwatch_api::{
     audit::AuditResult,
     enrollment::{
         AgentKey, AgentList, AgentPage, AgentRef, AgentsEnroll, CreatedJoinToken, Enrolled, Enrollment,
-        JoinToken, JoinTokenId, JoinTokenList, JoinTokenRef, NewJoinToken,
+        JoinToken, JoinTokenId, JoinTokenList, JoinTokenRecord, JoinTokenRef, NewJoinToken,
     },
     sessions::Own,
     users::Done,
@@ -20,8 +20,12 @@ use crate::{
     Auth, AuthError,
     audit::{self, Entry},
     enrollment::{Refusal, Registered},
+    join_tokens::has_secret_of,
     throttle::{Attempt, network},
 };
+
+/// A join token with the record of its id. Its secret may be wrong.
+type Known = (JoinToken, Arc<JoinTokenRecord>);
 
 /// A join token whose secret is right.
 struct Verified {
@@ -87,8 +91,13 @@ impl Auth {
     ) -> Result<Enrolled, AuthError> {
         let source = context.source.as_deref().unwrap_or("-");
         let token = request.token.as_str().parse::<JoinToken>().ok();
-        let attempt = Attempt::of_join_token(token.as_ref().map(|token| &token.id), source);
-        let verified = self.verified(&attempt, &request, token.as_ref()).await;
+        let found = self.known(token).await;
+        let known = found.as_ref().ok().and_then(Option::as_ref);
+        let attempt = Attempt::of_join_token(known.map(|(token, _)| &token.id), source);
+        let verified = match found {
+            Ok(known) => self.verified(&attempt, &request, known).await,
+            Err(error) => Err(error),
+        };
         let (verified, outcome) = match verified {
             Ok(token) => {
                 let registering = self
@@ -105,13 +114,22 @@ impl Auth {
         self.for_agents.enrolled(request.instance_id)
     }
 
+    /// A token with its record; `None` if the token is malformed or unknown.
+    async fn known(&self, token: Option<JoinToken>) -> Result<Option<Known>, AuthError> {
+        let Some(token) = token else {
+            return Ok(None);
+        };
+        let record = self.enrollment.tokens.find(&token.id).await?;
+        Ok(record.map(|record| (token, record)))
+    }
+
     /// Checks everything that does not depend on the VM. Unknown tokens and tokens with a wrong secret get the same
     /// answer, and count as failures of the source address.
     async fn verified(
         &self,
         attempt: &Attempt,
         request: &Enrollment,
-        token: Option<&JoinToken>,
+        known: Option<Known>,
     ) -> Result<Verified, AuthError> {
         self.for_agents.check()?;
         if !is_user_key(&request.public_key) {
@@ -121,19 +139,12 @@ impl Auth {
             AuthError::Throttled(wait) => AuthError::EnrollmentThrottled(wait),
             error => error,
         })?;
-        let found = match token {
-            Some(token) => self
-                .enrollment
-                .tokens
-                .verify(token)
-                .await?
-                .map(|record| Verified {
-                    id: token.id.clone(),
-                    created_by: record.created_by.clone(),
-                }),
-            None => None,
-        };
-        let Some(verified) = found else {
+        let found = known.filter(|(token, record)| has_secret_of(token, record));
+        let verified = found.map(|(token, record)| Verified {
+            id: token.id,
+            created_by: record.created_by.clone(),
+        });
+        let Some(verified) = verified else {
             self.throttle.count_failure(attempt).await?;
             return Err(Refusal::WrongToken.into());
         };

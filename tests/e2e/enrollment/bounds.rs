@@ -68,6 +68,26 @@ async fn wrong_secrets_are_throttled() {
     }
 }
 
+/// A client without a token cannot fill the KV bucket of login failures with counters of random ids.
+#[tokio::test]
+async fn unknown_tokens_of_an_address_count_together() {
+    let stack = builder().start().await;
+    for turn in 0..6 {
+        let text = format!("vmj_{turn:016x}_{}", "0".repeat(64));
+        let outcome = enroll_from(&stack, SOURCE, &request(&text, "vm-1", &key())).await;
+        let kind = if turn < 5 {
+            FaultKind::Unauthenticated
+        } else {
+            FaultKind::Throttled
+        };
+        refused(outcome, kind, "join token");
+    }
+    let info = stack.bus.stream_info("KV_vmwatch_login_failures", PATIENCE).await;
+    assert_eq!(info.unwrap().state.messages, 3, "one counter per kind");
+    let good = token(&stack, 1, false).await;
+    enroll(&stack, &good, "vm-1", &key()).await.unwrap();
+}
+
 /// An agent that repeats refused or successful requests cannot evict other records from the audit.
 #[tokio::test]
 async fn repeated_enrolments_make_a_bounded_number_of_audit_records() {
