@@ -216,16 +216,22 @@ impl Agents {
     }
 
     /// Marks the key of a VM's agent as revoked. Succeeds as well if it is revoked already. Every replica follows the
-    /// bucket, so that this write alone makes the key invalid for new connections.
+    /// bucket, so that this write alone makes the key invalid for new connections. A revoked record is written again, because
+    /// only the write proves that the record which was read is the latest: the NATS server that was asked may be behind, and
+    /// the VM may have a new agent.
     pub(crate) async fn revoke(&self, instance_id: &InstanceId) -> Result<AgentKey, AuthError> {
         for _ in 0..TRIES {
             let entry = self.entry(instance_id).await?;
             let Value::Whole(mut agent) = self.decode(entry.as_ref()) else {
+                // The NATS server that was asked may not have the record of a new agent yet.
+                self.table.catch_up().await?;
+                if self.table.read().agents.contains_key(instance_id) {
+                    continue;
+                }
                 return Err(AuthError::NoSuchAgent);
             };
-            let revoked = agent.known.revoked_at_ms.is_some();
             agent.known.revoked_at_ms.get_or_insert_with(unix_millis);
-            if revoked || self.write(instance_id, &agent, entry.as_ref()).await? {
+            if self.write(instance_id, &agent, entry.as_ref()).await? {
                 return Ok(agent.known.public_key);
             }
         }

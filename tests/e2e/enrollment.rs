@@ -353,6 +353,12 @@ async fn replaced_and_revoked_keys_are_no_longer_valid() {
         revoked,
         "the first revocation counts"
     );
+    let entry = bucket(&stack, AGENT_BUCKET).await.entry("vm-1").await.unwrap();
+    assert_eq!(
+        entry.unwrap().revision,
+        4,
+        "the write proves that the revoked record is the latest"
+    );
     // The revoked key cannot come back, neither by a repetition nor with another token.
     for token in [&replacing, &many] {
         let back = enroll(&stack, token, "vm-1", &new).await;
