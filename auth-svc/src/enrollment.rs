@@ -12,9 +12,11 @@ mod rules;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Method,
+    audit::AuditResult,
     enrollment::{
-        AgentKey, AgentRecord, AgentRef, AgentsRevoke, CreatedJoinToken, Enrollment as Request, JoinTokenId,
-        JoinTokenRef, JoinTokenUse, JoinTokensCreate, JoinTokensRevoke, NewJoinToken, SecretText,
+        AgentKey, AgentRecord, AgentRef, AgentsEnroll, AgentsRevoke, CreatedJoinToken, Enrollment as Request,
+        JoinTokenId, JoinTokenRecord, JoinTokenRef, JoinTokenUse, JoinTokensCreate, JoinTokensRevoke,
+        NewJoinToken, SecretText,
     },
     time::unix_millis,
     users::Done,
@@ -44,6 +46,54 @@ pub(crate) enum Registered {
     New { replaced: Option<AgentKey> },
     /// The agent was enrolled before, by the same request.
     Repeated,
+}
+
+/// A request to enrol, with a token whose secret is right, and what its tries have done so far.
+pub(crate) struct Registration<'a> {
+    audit: &'a Audit,
+    context: &'a Context,
+    id: &'a JoinTokenId,
+    request: &'a Request,
+    announced: bool,
+    taken: bool,
+}
+
+impl<'a> Registration<'a> {
+    pub(crate) const fn new(
+        audit: &'a Audit,
+        context: &'a Context,
+        id: &'a JoinTokenId,
+        request: &'a Request,
+    ) -> Self {
+        Self {
+            audit,
+            context,
+            id,
+            request,
+            announced: false,
+            taken: false,
+        }
+    }
+
+    /// Writes the audit record that announces the use, once for all tries.
+    async fn announce(&mut self, token: &JoinTokenRecord) -> Result<(), AuthError> {
+        if self.announced {
+            return Ok(());
+        }
+        let entry = audit::Entry {
+            action: AgentsEnroll::INFO,
+            user: &token.created_by,
+            target: Some(self.request.instance_id.as_str()),
+            result: AuditResult::Requested,
+            detail: format!("join token {}", self.id),
+            once: None,
+        };
+        let (record, once) = entry.record(self.context);
+        let announced = self.audit.begin(&record, &once).await;
+        announced.map_err(AuthError::NotAudited)?;
+        self.announced = true;
+        Ok(())
+    }
 }
 
 impl Enrollment {
@@ -114,34 +164,23 @@ impl Enrollment {
         audit::announced(audit, context, AgentsRevoke::INFO, instance_id.as_str(), revoking).await
     }
 
-    /// Enrols an agent with a token whose secret is right.
-    pub(crate) async fn register(
-        &self,
-        id: &JoinTokenId,
-        request: &Request,
-        source: Option<&str>,
-    ) -> Result<Registered, AuthError> {
+    /// Enrols an agent with a token whose secret is right; the audit records it first, unless nothing changes.
+    pub(crate) async fn register(&self, mut new: Registration<'_>) -> Result<Registered, AuthError> {
+        let request = new.request;
         self.agents
             .check_key(&request.instance_id, &request.public_key)
             .await?;
-        let mut taken = false;
         for _ in 0..TRIES {
-            if let Some(registered) = self.try_register(id, request, source, &mut taken).await? {
+            if let Some(registered) = self.try_register(&mut new).await? {
                 return Ok(registered);
             }
         }
         Err(AuthError::Contended)
     }
 
-    /// Returns `None` if one of the records was changed by another request after it was read. `taken` says whether an
-    /// earlier try of the same request has taken a use.
-    async fn try_register(
-        &self,
-        id: &JoinTokenId,
-        request: &Request,
-        source: Option<&str>,
-        taken: &mut bool,
-    ) -> Result<Option<Registered>, AuthError> {
+    /// Returns `None` if one of the records was changed by another request after it was read.
+    async fn try_register(&self, new: &mut Registration<'_>) -> Result<Option<Registered>, AuthError> {
+        let (id, request) = (new.id, new.request);
         let reads = tokio::try_join!(self.tokens.entry(id), self.agents.entry(&request.instance_id));
         let (token_entry, agent_entry) = reads?;
         let Value::Whole(mut token) = self.tokens.decode(token_entry.as_ref()) else {
@@ -163,26 +202,28 @@ impl Enrollment {
                 _ => 0,
             },
         };
-        let decision = decide((id, &token.known), found, &wanted, *taken, unix_millis())?;
+        let decision = decide((id, &token.known), found, &wanted, new.taken, unix_millis())?;
         if decision == Decision::Repeated {
             return Ok(Some(Registered::Repeated));
         }
         if matches!(found, Found::Nothing) {
             self.agents.make_room().await?;
         }
+        // This is after the last reason for a refusal, because clients can repeat refused requests without limit.
+        new.announce(&token.known).await?;
         if decision == Decision::TakeUse {
             token.known.used = token.known.used.saturating_add(1);
             token.known.last_use = Some(wanted);
             if !self.tokens.replace(id, &token, token_entry.as_ref()).await? {
                 return Ok(None);
             }
-            *taken = true;
+            new.taken = true;
         }
         let agent = Kept::new(AgentRecord {
             public_key: request.public_key.clone(),
             join_token: id.clone(),
             enrolled_at_ms: unix_millis(),
-            source: source.map(str::to_owned),
+            source: new.context.source.clone(),
             platform: request.platform.clone(),
             revoked_at_ms: None,
         });

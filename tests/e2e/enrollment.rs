@@ -413,6 +413,7 @@ async fn uses_and_changes_are_audited_without_secrets() {
     let expected = [
         by_ann("auth.join_tokens.create", id.as_str(), AuditResult::Requested),
         by_ann("auth.join_tokens.create", id.as_str(), AuditResult::Succeeded),
+        by_ann("auth.agents.enroll", "vm-1", AuditResult::Requested),
         by_ann("auth.agents.enroll", "vm-1", AuditResult::Succeeded),
         by_ann("auth.agents.enroll", "vm-2", AuditResult::Refused),
         nobody,

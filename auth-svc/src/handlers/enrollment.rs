@@ -19,7 +19,7 @@ use vmwatch_bus::Context;
 use crate::{
     Auth, AuthError,
     audit::{self, Entry},
-    enrollment::{Refusal, Registered},
+    enrollment::{Refusal, Registered, Registration},
     join_tokens::has_secret_of,
     throttle::{Attempt, network},
 };
@@ -100,10 +100,8 @@ impl Auth {
         };
         let (verified, outcome) = match verified {
             Ok(token) => {
-                let registering = self
-                    .enrollment
-                    .register(&token.id, &request, context.source.as_deref());
-                let outcome = Box::pin(registering).await;
+                let new = Registration::new(&self.audit, &context, &token.id, &request);
+                let outcome = Box::pin(self.enrollment.register(new)).await;
                 (Some(token), outcome)
             }
             Err(error) => (None, Err(error)),
@@ -152,7 +150,7 @@ impl Auth {
         Ok(verified)
     }
 
-    /// Writes the audit record of an enrolment. An agent can cause refusals and repetitions at no cost: refusals have the
+    /// Writes the audit record of the result of an enrolment. An agent can cause refusals and repetitions at no cost: refusals have the
     /// same limit as failed logins, and repetitions change nothing and have no record.
     async fn record_enrollment(
         &self,

@@ -101,12 +101,13 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
-    /// Whether the audit record was caused by a request with a session or by an operator at the command line.
+    /// Whether the audit record was caused by a request with a session or with a valid join token, or by an operator at the
+    /// command line.
     pub fn is_authenticated(&self) -> bool {
         let without_session =
             [Login::INFO.subject, AgentsEnroll::INFO.subject].contains(&self.action.as_str());
-        let failed = without_session && self.result != AuditResult::Succeeded;
-        !failed && !self.user.is_empty()
+        let is_valid = matches!(self.result, AuditResult::Requested | AuditResult::Succeeded);
+        (is_valid || !without_session) && !self.user.is_empty()
     }
 
     /// The NATS subject that the audit record is published on.

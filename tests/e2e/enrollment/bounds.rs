@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::stream::Config;
 use futures::StreamExt;
 use serde_json::json;
 use testkit::{PATIENCE, Program, Stack};
@@ -16,7 +17,9 @@ use vmwatch_api::{
 };
 use vmwatch_bus::audit;
 
-use super::{SOURCE, as_admin, bucket, builder, enroll, enroll_from, key, refused, request, token};
+use super::{
+    SOURCE, agent, as_admin, bucket, builder, enroll, enroll_from, key, refused, request, token, token_record,
+};
 
 #[tokio::test]
 async fn enrolment_is_unavailable_without_the_address_for_agents() {
@@ -86,6 +89,35 @@ async fn unknown_tokens_of_an_address_count_together() {
     assert_eq!(info.unwrap().state.messages, 3, "one counter per kind");
     let good = token(&stack, 1, false).await;
     enroll(&stack, &good, "vm-1", &key()).await.unwrap();
+}
+
+/// While the audit is required and unreachable, an enrolment takes no use.
+#[tokio::test]
+async fn enrolment_that_cannot_be_audited_changes_nothing() {
+    let stack = builder().start().await;
+    let (token, known) = (token(&stack, 2, false).await, key());
+    let first = enroll(&stack, &token, "vm-1", &known).await.unwrap();
+    let info = stack.bus.stream_info(AUDIT_STREAM, PATIENCE).await.unwrap();
+    let full = Config {
+        max_message_size: 1,
+        ..info.config
+    };
+    stack
+        .bus
+        .jetstream_for_tests()
+        .update_stream(&full)
+        .await
+        .unwrap();
+    let outcome = enroll(&stack, &token, "vm-2", &key()).await;
+    refused(
+        outcome,
+        FaultKind::Unavailable,
+        "could not be recorded in the audit",
+    );
+    assert_eq!(token_record(&stack, &token).await.used, 1);
+    assert_eq!(agent(&stack, "vm-2").await, None);
+    // A repetition changes nothing and needs no record.
+    assert_eq!(enroll(&stack, &token, "vm-1", &known).await.unwrap(), first);
 }
 
 /// An agent that repeats refused or successful requests cannot evict other records from the audit.
