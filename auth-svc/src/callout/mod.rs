@@ -12,7 +12,11 @@ mod refusal;
 mod request;
 mod servers;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_nats::{Client, Message, connection::State};
 use futures::StreamExt;
@@ -69,26 +73,38 @@ impl std::fmt::Debug for CalloutSettings {
 }
 
 /// The connection to the system account.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Callout {
     client: Client,
+    /// The copy of the KV bucket of agents, which clones share; empty until [`Callout::start`].
+    agents: Arc<OnceLock<Follower<AgentTable>>>,
+}
+
+/// `Debug` is implemented by hand to omit the copy.
+impl std::fmt::Debug for Callout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Callout").finish_non_exhaustive()
+    }
 }
 
 impl Callout {
     /// Connects to the system account. While the server is unreachable, the client retries without limit.
     pub(crate) async fn connect(bus: &BusSettings, settings: &CalloutSettings) -> Result<Self, BusError> {
         let client = connect_with_nkey(NAME, bus, settings.nkey_seed.clone()).await?;
-        Ok(Self { client })
+        let agents = Arc::default();
+        Ok(Self { client, agents })
     }
 
-    /// Fails if there is no connection to the system account. The error states this as the reason why the program is not
-    /// ready.
+    /// Fails if there is no connection to the system account, or if the copy of the KV bucket of agents is stale. The error
+    /// states this as the reason why the program is not ready.
     pub(crate) fn check(&self) -> Result<(), Cow<'static, str>> {
-        if self.client.connection_state() == State::Connected {
-            Ok(())
-        } else {
-            Err("no connection to the system account of NATS, so agents cannot log in".into())
+        if self.client.connection_state() != State::Connected {
+            return Err("no connection to the system account of NATS, so agents cannot log in".into());
         }
+        if self.agents.get().is_some_and(|agents| !agents.is_current()) {
+            return Err("the copy of the KV bucket of agents is stale, so agents cannot log in".into());
+        }
+        Ok(())
     }
 
     /// Answers logins until shutdown. The returned task ends after the last answer.
@@ -101,6 +117,7 @@ impl Callout {
         let (checks, keys, too_many) = Checks::new();
         let table = AgentTable::new(checks.clone());
         let agents = Follower::start(bus, AGENT_BUCKET, STALE_AFTER, table, shutdown.clone());
+        let agents = self.agents.get_or_init(|| agents).clone();
         let connections = Arc::new(Connections::new(self.client.clone(), agents.clone(), checks));
         tokio::spawn(Arc::clone(&connections).run(keys, too_many, shutdown.clone()));
         let requests = self.client.queue_subscribe(SUBJECT, QUEUE.to_owned()).await?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use testkit::{GUEST, Nats, PATIENCE, Program, Secrets, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     agents::status_subject,
+    enrollment::AGENT_BUCKET,
     metrics::{SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
 };
 
@@ -294,6 +295,24 @@ async fn revocation_ends_connections_on_all_servers_of_a_cluster() {
         let output = agents[2 * index].try_log_in(url).await;
         assert!(output.contains(REFUSED), "{output}");
     }
+}
+
+/// Without a current copy of the KV bucket of agents, auth-svc cannot let agents in.
+#[tokio::test]
+async fn auth_svc_is_not_ready_while_its_copy_of_the_agents_is_stale() {
+    let stack = start().await;
+    let auth = stack.replica(Program::Auth, 0);
+    auth.ready().await;
+    let jetstream = stack.bus.jetstream_for_tests();
+    jetstream.delete_key_value(AGENT_BUCKET).await.unwrap();
+    let reported = async || {
+        let reason = auth.readiness().await.err().ok_or("the service is ready")?;
+        let is_reported = reason.contains("copy of the KV bucket of agents is stale");
+        is_reported.then_some(()).ok_or(reason)
+    };
+    eventually("auth-svc is not ready", PATIENCE, reported).await;
+    make_bucket(&stack).await;
+    auth.ready().await;
 }
 
 #[tokio::test]
