@@ -4,22 +4,24 @@
 //! learned of a revocation. Ending a connection twice is harmless.
 //!
 //! - If a key becomes invalid in the table, its connections on all servers are ended at once, and once more after a second:
-//!   a login that was answered before may have become a connection in between.
+//!   a login that was answered before may have become a connection in between. A check that fails is repeated every second
+//!   until two have succeeded.
 //! - If this replica has let in a key more than twice since it last saw its connections, it counts them a second later.
-//! - All connections are checked whenever the KV bucket was reread, and every five minutes. Logins of a key that other
+//! - All connections are checked whenever the KV bucket was reread, when the connection to the system account is
+//!   reestablished, and every five minutes. Logins of a key that other
 //!   replicas have answered are only counted then; until then a key can have two connections for each replica.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use async_nats::{Client, Error};
+use async_nats::{Client, Error, Statistics};
 use metrics::counter;
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
-    time::{MissedTickBehavior, sleep},
+    time::{Interval, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -37,6 +39,10 @@ const MAX_LIVE: usize = 2;
 const SWEEP_INTERVAL: Duration = Duration::from_mins(5);
 /// Time after which connections are checked once more.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Number of successful checks after which a pass ends.
+const SUCCESSES: usize = 2;
+/// Interval at which this replica looks whether the connection to the system account was reestablished.
+const RECONNECTION_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of checks at the same time, and of keys in one check.
 const MAX_PASSES: usize = 16;
 const MAX_KEYS: usize = 64;
@@ -83,8 +89,9 @@ impl Connections {
         shutdown: CancellationToken,
     ) {
         let mut reloads = self.agents.reloads();
-        let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+        let mut sweeps = interval(SWEEP_INTERVAL);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconnections = Reconnections::of(&self.client);
         let passes = Arc::new(Semaphore::new(MAX_PASSES));
         let checking = async {
             loop {
@@ -94,15 +101,15 @@ impl Connections {
                     Ok(()) = reloads.changed() => {}
                     () = too_many.notified() => {}
                     _ = sweeps.tick() => {}
+                    () = reconnections.next() => {}
                 }
                 let Ok(permit) = Arc::clone(&passes).acquire_owned().await else {
                     return;
                 };
-                let this = Arc::clone(&self);
+                let (this, shutdown) = (Arc::clone(&self), shutdown.clone());
                 tokio::spawn(async move {
-                    this.check(&received).await;
-                    sleep(AGAIN_AFTER).await;
-                    this.check(&received).await;
+                    let checking = until_checked(|| this.check(&received));
+                    shutdown.run_until_cancelled(checking).await;
                     drop(permit);
                 });
             }
@@ -111,26 +118,19 @@ impl Connections {
     }
 
     /// Checks the connections of these keys, or all connections if there are no keys.
-    async fn check(&self, keys: &[AgentKey]) {
-        let checked = if keys.is_empty() {
-            self.check_all().await
+    async fn check(&self, keys: &[AgentKey]) -> Result<(), Error> {
+        let live = if keys.is_empty() {
+            self.check_all().await?
         } else {
-            self.check_keys(keys).await
-        };
-        let live = match checked {
-            Ok(live) => live,
-            Err(error) => {
-                counter!("vmwatch_callout_check_failures_total").increment(1);
-                warn!(%error, "the connections of agents could not be checked");
-                return;
-            }
+            self.check_keys(keys).await?
         };
         self.note_live(keys, &live);
         for (key, connections) in live {
             for connection in surplus(connections) {
-                self.end(&key, &connection, "surplus").await;
+                self.end(&key, &connection, "surplus").await?;
             }
         }
+        Ok(())
     }
 
     async fn check_keys(&self, keys: &[AgentKey]) -> Result<Live, Error> {
@@ -140,7 +140,7 @@ impl Connections {
             answers.request(Some(key), 0).await?;
         }
         while let Some(server) = answers.next().await? {
-            self.end_invalid(server.agents, &mut live).await;
+            self.end_invalid(server.agents, &mut live).await?;
         }
         Ok(live)
     }
@@ -161,7 +161,7 @@ impl Connections {
                 let are_valid =
                     |table: &AgentTable| server.agents.iter().all(|(key, _)| table.vm(key).is_some());
                 self.agents.find(|table| are_valid(table).then_some(())).await?;
-                self.end_invalid(server.agents, &mut live).await;
+                self.end_invalid(server.agents, &mut live).await?;
             }
             if !more {
                 return Ok(live);
@@ -175,15 +175,20 @@ impl Connections {
     }
 
     /// Ends the connections whose keys are not valid, and adds the others to `live`.
-    async fn end_invalid(&self, connections: Vec<(AgentKey, Connection)>, live: &mut Live) {
+    async fn end_invalid(
+        &self,
+        connections: Vec<(AgentKey, Connection)>,
+        live: &mut Live,
+    ) -> Result<(), Error> {
         for (key, connection) in connections {
             let is_valid = self.agents.read().vm(&key).is_some();
             if is_valid {
                 live.entry(key).or_default().push(connection);
             } else {
-                self.end(&key, &connection, "revoked").await;
+                self.end(&key, &connection, "revoked").await?;
             }
         }
+        Ok(())
     }
 
     /// Remembers how many connections the checked keys have, and forgets keys that are not valid.
@@ -201,14 +206,65 @@ impl Connections {
         }
     }
 
-    async fn end(&self, key: &AgentKey, connection: &Connection, reason: &'static str) {
+    async fn end(&self, key: &AgentKey, connection: &Connection, reason: &'static str) -> Result<(), Error> {
         let Connection { server, cid, .. } = connection;
-        match servers::end(&self.client, connection).await {
-            Ok(()) => {
-                counter!("vmwatch_callout_connections_ended_total", "reason" => reason).increment(1);
-                info!(%key, server, cid, reason, "ended a connection of an agent");
+        servers::end(&self.client, connection).await?;
+        counter!("vmwatch_callout_connections_ended_total", "reason" => reason).increment(1);
+        info!(%key, server, cid, reason, "ended a connection of an agent");
+        Ok(())
+    }
+}
+
+/// Repeats the check after a pause until [`SUCCESSES`] have succeeded. The caller must end this at shutdown.
+async fn until_checked<C: Future<Output = Result<(), Error>>>(check: impl Fn() -> C) {
+    let (mut successes, mut failed) = (0, false);
+    loop {
+        match check().await {
+            Ok(()) => successes += 1,
+            Err(error) => {
+                counter!("vmwatch_callout_check_failures_total").increment(1);
+                // The first failure is enough in the log: the check is repeated every second during an outage.
+                if !failed {
+                    warn!(%error, "the connections of agents could not be checked; retrying");
+                }
+                failed = true;
             }
-            Err(error) => warn!(%error, %key, server, cid, "the connection of an agent could not be ended"),
+        }
+        if successes == SUCCESSES {
+            return;
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Detects that the client was connected again.
+struct Reconnections {
+    statistics: Arc<Statistics>,
+    seen: u64,
+    looks: Interval,
+}
+
+impl Reconnections {
+    fn of(client: &Client) -> Self {
+        let statistics = client.statistics();
+        let mut looks = interval(RECONNECTION_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            seen: statistics.connects.load(Ordering::Relaxed),
+            statistics,
+            looks,
+        }
+    }
+
+    /// Waits for the next connection.
+    async fn next(&mut self) {
+        loop {
+            self.looks.tick().await;
+            let connects = self.statistics.connects.load(Ordering::Relaxed);
+            if connects != self.seen {
+                self.seen = connects;
+                return;
+            }
         }
     }
 }
@@ -224,7 +280,24 @@ fn surplus(mut connections: Vec<Connection>) -> Vec<Connection> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_checks_are_repeated_until_two_have_succeeded() {
+        let outcomes = Mutex::new(vec![true, false, true, false, false]);
+        until_checked(|| {
+            let outcome = outcomes.lock().unwrap().pop().unwrap();
+            ready(
+                outcome
+                    .then_some(())
+                    .ok_or_else(|| "no NATS server answered".into()),
+            )
+        })
+        .await;
+        assert!(outcomes.lock().unwrap().is_empty());
+    }
 
     #[test]
     fn the_oldest_connections_are_surplus() {
