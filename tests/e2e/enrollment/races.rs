@@ -130,3 +130,22 @@ async fn racing_requests_for_one_vm_enrol_one_agent() {
         assert_eq!(token_record(&stack, &once).await.used, 1, "round {round}");
     }
 }
+
+/// An agent whose record another agent changed, after it had taken its use, does not take a second one.
+#[tokio::test]
+async fn racing_replacements_take_one_use_each() {
+    let stack = builder().replicas(Program::Auth, 2).start().await;
+    for round in 0..20 {
+        let vm = format!("vm-{round}");
+        let tokens = [token(&stack, 5, true).await, token(&stack, 5, true).await];
+        let keys = [key(), key()];
+        let racing = tokens.iter().zip(&keys);
+        let racing = racing.map(|(token, key)| enroll(&stack, token, &vm, key));
+        for outcome in join_all(racing).await {
+            outcome.unwrap();
+        }
+        for token in &tokens {
+            assert_eq!(token_record(&stack, token).await.used, 1, "round {round}");
+        }
+    }
+}
