@@ -72,13 +72,13 @@ pub(super) enum Found<'a> {
     Agent(&'a AgentRecord),
 }
 
-/// Decides on the enrolment of a VM with a key, with a token whose secret is right. `taken` says whether this request has
+/// Decides on the enrolment of a VM with a key, with a token whose secret is right. `has_use` says whether this request has
 /// already taken a use.
 pub(super) fn decide(
     (id, token): (&JoinTokenId, &JoinTokenRecord),
     agent: Found<'_>,
     wanted: &JoinTokenUse,
-    taken: bool,
+    has_use: bool,
     now_ms: u64,
 ) -> Result<Decision, Refusal> {
     if let Found::Agent(agent) = agent
@@ -92,7 +92,7 @@ pub(super) fn decide(
             return Ok(Decision::Repeated);
         }
     }
-    let use_taken = taken || token.last_use.as_ref() == Some(wanted);
+    let use_taken = has_use || token.last_use.as_ref() == Some(wanted);
     if token.revoked {
         return Err(Refusal::TokenRevoked);
     }
