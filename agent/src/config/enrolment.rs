@@ -133,7 +133,7 @@ impl Gateway {
             })),
             (Some(_), None, _) => Err(env.problem(format!(
                 "set {} as well as {}",
-                GATEWAY_URL.name, JOIN_TOKEN_FILE.name
+                JOIN_TOKEN_FILE.name, GATEWAY_URL.name
             ))),
         }
     }
@@ -236,7 +236,7 @@ mod tests {
         };
         assert!(
             problems("https://a.example", "")
-                .contains("give VMWATCH_GATEWAY_URL and VMWATCH_JOIN_TOKEN_FILE")
+                .contains("set VMWATCH_JOIN_TOKEN_FILE as well as VMWATCH_GATEWAY_URL")
         );
         assert!(problems("http://a.example", "/token").contains("http:// only for this machine"));
     }
