@@ -119,14 +119,14 @@ async fn short_lived_processes_are_explained(stack: &Stack, libvirtd: &Libvirtd)
     figure("accounted_share_guest_burner_within_interval", burner.explained);
     figure("accounted_seconds_guest_burner_share", seconds / BURNER_SECONDS);
     let tables: Vec<_> = tables.values().map(brief).collect();
+    let of_burner = seconds / BURNER_SECONDS;
     assert!(
-        (0.95..=1.05).contains(&(seconds / BURNER_SECONDS)),
+        of_burner <= 1.05 && (of_burner >= 0.95 || !burner.is_complete()),
         "{seconds}: {tables:#?}"
     );
     for share in storms.iter().chain([&burner]) {
-        let is_complete = share.counted >= 0.95;
         assert!(
-            share.explained >= 0.95 && (share.explained <= 1.05 || !is_complete),
+            share.explained >= 0.95 && (share.explained <= 1.05 || !share.is_complete()),
             "{share:?}: {tables:#?}"
         );
     }
@@ -139,6 +139,13 @@ struct Share {
     /// CPU time that the guest's kernel counted, as a part of what the workload uses. If it is less than 1, the host did not
     /// give the guest enough time: the kernel misses clock ticks, although the time of its processes goes on.
     counted: f64,
+}
+
+impl Share {
+    /// Whether the host gave the guest enough time. Otherwise the burner, which ends by the clock, uses less CPU time too.
+    fn is_complete(&self) -> bool {
+        self.counted >= 0.95
+    }
 }
 
 /// The CPU seconds of a table and of its busiest rows.
