@@ -234,7 +234,10 @@ fn fleet_vm(index: u32) -> String {
 async fn browser_shows_1200_reporting_vms_and_a_year_of_history() {
     const DAY: u64 = 86_400_000;
     // No VM becomes silent while the browser test runs, however busy the machine is.
-    let stack = client::stack().set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1h");
+    let stack = client::stack()
+        .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1h")
+        // Rows beyond the retention are not stored.
+        .set(Program::Metrics, "VMWATCH_VM_RETENTION", "400d");
     let stack = stack.start().await;
     let now = unix_millis();
     // The busiest VM gets its rows below.
