@@ -23,6 +23,9 @@ const INTERVAL: f64 = 6.0;
 const WORKLOAD: &str = "13,5";
 /// CPU time of that process.
 const BURNER_SECONDS: f64 = 5.0;
+/// Maximum share that the processes explain. On real hardware it is 1.05 (agent/tests/accounting.rs). QEMU without KVM loses up to
+/// 7 % of the guest's clock ticks even on an idle host, so that the VM's counters are too small.
+const MAX_EXPLAINED: f64 = 1.1;
 
 #[tokio::test]
 async fn guest_started_over_http_reports_its_rows() {
@@ -126,7 +129,7 @@ async fn short_lived_processes_are_explained(stack: &Stack, libvirtd: &Libvirtd)
     );
     for share in storms.iter().chain([&burner]) {
         assert!(
-            share.explained >= 0.95 && (share.explained <= 1.05 || !share.is_complete()),
+            share.explained >= 0.95 && (share.explained <= MAX_EXPLAINED || !share.is_complete()),
             "{share:?}: {tables:#?}"
         );
     }
