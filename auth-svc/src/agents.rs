@@ -11,7 +11,7 @@ use async_nats::jetstream::{kv::Entry, stream::Config};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use vmwatch_api::{
-    InstanceId, Scope, Service,
+    InstanceId, Scope,
     enrollment::{AGENT_BUCKET, AgentKey, AgentList, AgentPage, AgentRecord, AgentSummary, MAX_JOIN_SECONDS},
     first_page,
     time::unix_millis,
@@ -19,12 +19,13 @@ use vmwatch_api::{
 use vmwatch_bus::{
     Bus,
     follow::{Follower, Table},
-    provision::{ProvisionError, ensure_stream},
+    provision::ProvisionError,
 };
 
 use crate::{
     AuthError,
     bucket::{self, Bucket, Kept, Spec, TRIES, Value},
+    callout::Checks,
     enrollment::Refusal,
 };
 
@@ -35,9 +36,8 @@ const BUCKET_BYTES: i64 = 96 << 20;
 /// Time for which a revoked agent is kept at least. All join tokens that it may have used have expired then, so its key
 /// cannot be enrolled again by repeating a request.
 const KEEP_REVOKED_MS: u64 = MAX_JOIN_SECONDS as u64 * 1000;
-/// Time for which NATS keeps deletion markers. A copy in memory that missed a marker is read again as a whole.
-const MARKER_TTL: &str = "1h";
-/// Time without confirmation after which the copy in memory is stale.
+/// Time without confirmation after which the copy in memory is stale. A replica that cannot read the bucket may let in an
+/// agent for this long after its revocation; it ends the connection once it can read the bucket.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
 pub(crate) struct Agents {
@@ -46,19 +46,34 @@ pub(crate) struct Agents {
 }
 
 /// The agents in the KV bucket, at most [`MAX_AGENTS`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct AgentTable {
     agents: BTreeMap<InstanceId, Arc<AgentRecord>>,
-    /// The VM of each key.
-    vms: HashMap<AgentKey, InstanceId>,
+    /// The VMs of each key, even if it was revoked. Enrolment refuses a second VM, but two concurrent enrolments may overtake
+    /// its check.
+    vms: HashMap<AgentKey, Vec<InstanceId>>,
+    /// Takes keys that are no longer valid.
+    checks: Checks,
 }
 
 impl AgentTable {
-    /// The VM and the record of the agent with this key, even if the key was revoked.
-    pub(crate) fn with_key(&self, key: &AgentKey) -> Option<(InstanceId, Arc<AgentRecord>)> {
-        let instance_id = self.vms.get(key)?;
-        let agent = self.agents.get(instance_id)?;
-        Some((instance_id.clone(), Arc::clone(agent)))
+    fn new(checks: Checks) -> Self {
+        Self {
+            agents: BTreeMap::new(),
+            vms: HashMap::new(),
+            checks,
+        }
+    }
+
+    /// The VM whose agent may log in with this key; `None` if the key is unknown, was revoked, or is that of two VMs.
+    pub(crate) fn valid_vm(&self, key: &AgentKey) -> Option<&InstanceId> {
+        let is_valid = |vm: &&InstanceId| {
+            let agent = self.agents.get(*vm);
+            agent.is_some_and(|agent| agent.revoked_at_ms.is_none())
+        };
+        let mut valid = self.vms.get(key)?.iter().filter(is_valid);
+        let vm = valid.next()?;
+        valid.next().is_none().then_some(vm)
     }
 
     fn page(&self, page: &AgentPage, scope: &Scope) -> AgentList {
@@ -85,18 +100,51 @@ impl AgentTable {
         is_old.then(|| instance_id.clone())
     }
 
+    /// Replaces the record of a VM. Keys that are no longer valid for their VM are passed on, so that their connections end.
+    fn set(&mut self, instance_id: InstanceId, agent: Option<AgentRecord>) {
+        let old = self
+            .agents
+            .get(&instance_id)
+            .map(|agent| agent.public_key.clone());
+        let new = agent.as_ref().map(|agent| agent.public_key.clone());
+        let new = new.filter(|new| old.as_ref() != Some(new));
+        let with_vm = |key: AgentKey| {
+            let vm = self.valid_vm(&key).cloned();
+            vm.map(|vm| (key, vm))
+        };
+        let valid: Vec<_> = old.into_iter().chain(new).filter_map(with_vm).collect();
+        self.remove(&instance_id);
+        if let Some(agent) = agent {
+            let vms = self.vms.entry(agent.public_key.clone()).or_default();
+            if let Some(other) = vms.first() {
+                warn!(%instance_id, %other, "two VMs have the same key; it is valid for neither unless one of them was revoked");
+            }
+            vms.push(instance_id.clone());
+            self.agents.insert(instance_id, Arc::new(agent));
+        }
+        for (key, vm) in valid {
+            if self.valid_vm(&key) != Some(&vm) {
+                self.checks.request(key);
+            }
+        }
+    }
+
     fn remove(&mut self, instance_id: &InstanceId) {
-        if let Some(agent) = self.agents.remove(instance_id)
-            && self.vms.get(&agent.public_key) == Some(instance_id)
-        {
-            self.vms.remove(&agent.public_key);
+        let Some(agent) = self.agents.remove(instance_id) else {
+            return;
+        };
+        if let hash_map::Entry::Occupied(mut vms) = self.vms.entry(agent.public_key.clone()) {
+            vms.get_mut().retain(|vm| vm != instance_id);
+            if vms.get().is_empty() {
+                vms.remove();
+            }
         }
     }
 }
 
 impl Table for AgentTable {
     fn emptied(&self) -> Self {
-        Self::default()
+        Self::new(self.checks.clone())
     }
 
     fn apply(&mut self, entry: &Entry) {
@@ -107,18 +155,10 @@ impl Table for AgentTable {
             );
             return;
         };
-        self.remove(&instance_id);
-        let Some(agent) = bucket::decode::<AgentRecord>(AGENT_BUCKET, Some(entry)).into_option() else {
-            return;
-        };
-        match self.vms.entry(agent.public_key.clone()) {
-            hash_map::Entry::Vacant(free) => drop(free.insert(instance_id.clone())),
-            // Enrolment refuses this; two concurrent enrolments may overtake its check.
-            hash_map::Entry::Occupied(other) => {
-                warn!(%instance_id, other = %other.get(), "two VMs have the same key; it is valid only for the other VM");
-            }
-        }
-        self.agents.insert(instance_id, Arc::new(agent));
+        self.set(
+            instance_id,
+            bucket::decode(AGENT_BUCKET, Some(entry)).into_option(),
+        );
     }
 }
 
@@ -133,26 +173,26 @@ impl Agents {
             max_bytes: BUCKET_BYTES,
             replicas,
         };
-        Config {
-            allow_message_ttl: true,
-            ..spec.into()
-        }
+        bucket::with_marker_ttl(spec)
     }
 
     /// Creates the KV bucket if it is missing.
     pub(crate) async fn ensure_bucket(bus: &Bus, replicas: usize) -> Result<(), ProvisionError> {
-        ensure_stream(bus, Service::Auth, &Self::bucket(replicas))
-            .await
-            .map(drop)
+        bucket::ensure(bus, &Self::bucket(replicas)).await
     }
 
-    /// Starts following the KV bucket until shutdown.
-    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
-        let table = AgentTable::default();
+    /// Starts following the KV bucket until shutdown. Keys that become invalid are passed to `checks`.
+    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken, checks: Checks) -> Self {
+        let table = AgentTable::new(checks);
         Self {
             bucket: Bucket::existing(bus, AGENT_BUCKET),
             table: Follower::start(bus, AGENT_BUCKET, STALE_AFTER, table, shutdown.clone()),
         }
+    }
+
+    /// The copy of the KV bucket.
+    pub(crate) fn table(&self) -> Follower<AgentTable> {
+        self.table.clone()
     }
 
     /// Waits until all agents have been read.
@@ -168,11 +208,11 @@ impl Agents {
 
     /// Refuses a key that belongs to the agent of another VM: a key must say which VM its agent is in.
     pub(crate) async fn check_key(&self, instance_id: &InstanceId, key: &AgentKey) -> Result<(), AuthError> {
-        let found = self.table.find(|table| table.with_key(key)).await?;
-        match found {
-            Some((other, _)) if other != *instance_id => Err(Refusal::KeyInUse.into()),
-            _ => Ok(()),
+        let vms = self.table.find(|table| table.vms.get(key).cloned()).await?;
+        if vms.is_some_and(|vms| vms.iter().any(|vm| vm != instance_id)) {
+            return Err(Refusal::KeyInUse.into());
         }
+        Ok(())
     }
 
     /// Makes room for one more agent: at the maximum, the agent that was revoked first is removed.
@@ -190,7 +230,7 @@ impl Agents {
             && agent.known.revoked_at_ms.is_some()
         {
             // If the record changed meanwhile, the VM has a new agent. The bucket may then hold one agent more.
-            self.bucket.delete_read_for(entry, MARKER_TTL).await?;
+            self.bucket.delete_read_with_ttl(entry).await?;
         }
         Ok(())
     }
@@ -256,20 +296,26 @@ mod tests {
 
     use super::*;
 
+    fn key(name: &str) -> AgentKey {
+        format!("U{name:A>55}").parse().unwrap()
+    }
+
+    fn agent(name: &str, revoked_at_ms: Option<u64>) -> AgentRecord {
+        AgentRecord {
+            public_key: key(name),
+            join_token: "0000000000000000".parse().unwrap(),
+            enrolled_at_ms: 0,
+            source: None,
+            platform: None,
+            revoked_at_ms,
+        }
+    }
+
+    /// Agents whose keys are named like their VMs.
     fn table(agents: &[(&str, Option<u64>)]) -> AgentTable {
-        let mut table = AgentTable::default();
+        let mut table = AgentTable::new(Checks::new().0);
         for (vm, revoked_at_ms) in agents {
-            let agent = AgentRecord {
-                public_key: format!("U{vm:A>55}").parse().unwrap(),
-                join_token: "0000000000000000".parse().unwrap(),
-                enrolled_at_ms: 0,
-                source: None,
-                platform: None,
-                revoked_at_ms: *revoked_at_ms,
-            };
-            let instance_id: InstanceId = vm.parse().unwrap();
-            table.vms.insert(agent.public_key.clone(), instance_id.clone());
-            table.agents.insert(instance_id, Arc::new(agent));
+            table.set(vm.parse().unwrap(), Some(agent(vm, *revoked_at_ms)));
         }
         table
     }
@@ -284,18 +330,49 @@ mod tests {
     }
 
     #[test]
-    fn key_of_removed_agent_is_free() {
-        let mut agents = table(&[("A", None), ("B", None)]);
-        let key: AgentKey = format!("U{:A>55}", "B").parse().unwrap();
-        let (vm, _) = agents.with_key(&key).unwrap();
-        assert_eq!(vm.as_str(), "B");
-        agents.remove(&vm);
-        assert!(agents.with_key(&key).is_none());
+    fn revoked_and_replaced_keys_become_invalid_and_are_checked() {
+        let (checks, mut queue) = Checks::new();
+        let mut table = AgentTable::new(checks);
+        let [one, other]: [InstanceId; 2] = ["one", "other"].map(|id| id.parse().unwrap());
+        table.set(one.clone(), Some(agent("A", None)));
+        table.set(one.clone(), Some(agent("A", None)));
+        assert_eq!(table.valid_vm(&key("A")), Some(&one));
+        assert!(queue.keys.try_recv().is_err(), "an unchanged key is not checked");
+
+        table.set(one.clone(), Some(agent("B", None)));
+        assert_eq!(table.valid_vm(&key("A")), None);
+        assert_eq!(table.valid_vm(&key("B")), Some(&one));
+        assert_eq!(queue.keys.try_recv(), Ok(key("A")));
+        table.set(one.clone(), Some(agent("B", Some(1))));
+        assert_eq!(table.valid_vm(&key("B")), None);
+        assert_eq!(queue.keys.try_recv(), Ok(key("B")));
+        table.set(one.clone(), None);
+        assert!(
+            queue.keys.try_recv().is_err(),
+            "an invalid key is not checked again"
+        );
+
+        // Whatever the order in which the records arrive, a key of two VMs is valid only if one of them was revoked.
+        table.set(one.clone(), Some(agent("A", None)));
+        table.set(other.clone(), Some(agent("A", None)));
+        assert_eq!(table.valid_vm(&key("A")), None);
+        assert_eq!(queue.keys.try_recv(), Ok(key("A")));
+        table.set(one.clone(), Some(agent("A", Some(1))));
+        assert_eq!(table.valid_vm(&key("A")), Some(&other));
+        table.set(one, None);
+        assert_eq!(table.valid_vm(&key("A")), Some(&other));
+    }
+
+    #[test]
+    fn page_has_only_agents_in_the_scope() {
+        let agents = table(&[("A", None), ("B", None)]);
         let page = AgentPage {
             after: None,
             limit: Limit::default(),
         };
-        assert_eq!(agents.page(&page, &Scope::All).agents.len(), 1);
+        assert_eq!(agents.page(&page, &Scope::All).agents.len(), 2);
+        let only = Scope::Only(vec!["B".parse().unwrap()]);
+        assert_eq!(agents.page(&page, &only).agents.len(), 1);
         assert!(agents.page(&page, &Scope::Unknown).agents.is_empty());
     }
 

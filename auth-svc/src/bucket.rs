@@ -3,14 +3,20 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Entry, Operation};
+use async_nats::jetstream::{
+    kv::{Entry, Operation},
+    stream::Config,
+};
 use metrics::counter;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Map;
 use tracing::warn;
 use vmwatch_api::Service;
 pub(crate) use vmwatch_bus::provision::BucketConfig as Spec;
-use vmwatch_bus::{Bus, jetstream, provision::ensure_stream};
+use vmwatch_bus::{
+    Bus, jetstream,
+    provision::{ProvisionError, ensure_stream},
+};
 
 use crate::AuthError;
 
@@ -19,6 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// Maximum number of attempts to change a value that other replicas change at the same time. Of several concurrent
 /// changes, one succeeds and the others retry.
 pub(crate) const TRIES: usize = 16;
+
+/// Time for which NATS keeps deletion markers. A copy in memory that missed a marker is read again as a whole.
+const MARKER_TTL: &str = "1h";
 
 pub(crate) struct Bucket {
     name: &'static str,
@@ -119,12 +128,26 @@ impl Bucket {
         Ok(deleted.is_some())
     }
 
-    /// Like [`Bucket::delete_read`], with a marker that NATS deletes after the time `keep`. The bucket must allow that.
-    pub(crate) async fn delete_read_for(&self, entry: &Entry, keep: &str) -> Result<bool, AuthError> {
+    /// Like [`Bucket::delete_read`], with a marker that NATS deletes after [`MARKER_TTL`]. The bucket must be configured by
+    /// [`with_marker_ttl`].
+    pub(crate) async fn delete_read_with_ttl(&self, entry: &Entry) -> Result<bool, AuthError> {
         let (key, revision) = (&entry.key, entry.revision);
-        let deleted = self.inner.delete_revision_for(key, revision, keep).await?;
+        let deleted = self.inner.delete_revision_for(key, revision, MARKER_TTL).await?;
         Ok(deleted.is_some())
     }
+}
+
+/// The configuration of a bucket in which deletion markers expire.
+pub(crate) fn with_marker_ttl(spec: Spec) -> Config {
+    Config {
+        allow_message_ttl: true,
+        ..spec.into()
+    }
+}
+
+/// Creates a bucket if it is missing.
+pub(crate) async fn ensure(bus: &Bus, bucket: &Config) -> Result<(), ProvisionError> {
+    ensure_stream(bus, Service::Auth, bucket).await.map(drop)
 }
 
 /// Decodes an entry of the named KV bucket.

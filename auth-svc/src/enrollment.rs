@@ -21,15 +21,16 @@ use vmwatch_api::{
     time::unix_millis,
     users::Done,
 };
-use vmwatch_bus::{Bus, Context, audit::Audit, provision::ProvisionError};
+use vmwatch_bus::{Bus, Context, audit::Audit, follow::Follower, provision::ProvisionError};
 
 pub(crate) use self::rules::Refusal;
 use self::rules::{Decision, Found, decide};
 use crate::{
     AuthError,
-    agents::Agents,
+    agents::{AgentTable, Agents},
     audit,
     bucket::{Kept, TRIES, Value},
+    callout::Checks,
     join_tokens::{JoinTokens, generate},
 };
 
@@ -103,12 +104,17 @@ impl Enrollment {
         Agents::ensure_bucket(bus, replicas).await
     }
 
-    /// Starts following the KV buckets until shutdown.
-    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
+    /// Starts following the KV buckets until shutdown. Keys of agents that become invalid are passed to `checks`.
+    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken, checks: Checks) -> Self {
         Self {
             tokens: JoinTokens::follow(bus, shutdown),
-            agents: Agents::follow(bus, shutdown),
+            agents: Agents::follow(bus, shutdown, checks),
         }
+    }
+
+    /// The copy of the KV bucket of agents.
+    pub(crate) fn agents(&self) -> Follower<AgentTable> {
+        self.agents.table()
     }
 
     /// Waits until all join tokens and agents have been read.

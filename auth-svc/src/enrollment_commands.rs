@@ -19,7 +19,7 @@ use vmwatch_api::{
 use vmwatch_bus::{Bus, Context, audit::Audit};
 use vmwatch_service::config::Span;
 
-use crate::{AuthError, audit, config::AuthSettings, enrollment::Enrollment};
+use crate::{AuthError, audit, callout::Checks, config::AuthSettings, enrollment::Enrollment};
 
 /// How long a command waits for the NATS server, and how long for each of the KV buckets.
 const WAIT_LIMIT: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ impl Connected {
         let program = format!("{}-enrollment", Service::Auth.name());
         let bus = Bus::connect_within(&program, &settings.bus, WAIT_LIMIT).await?;
         let shutdown = CancellationToken::new();
-        let enrollment = Enrollment::follow(&bus, &shutdown);
+        let enrollment = Enrollment::follow(&bus, &shutdown, Checks::new().0);
         let filled = tokio::time::timeout(WAIT_LIMIT, enrollment.filled()).await;
         filled.map_err(|_| {
             AuthError::Refused(

@@ -6,7 +6,7 @@ use async_nats::jetstream::{kv::Entry, stream::Config};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use vmwatch_api::{
-    PageRoom, Service,
+    PageRoom,
     enrollment::{
         JOIN_TOKEN_BUCKET, JoinToken, JoinTokenId, JoinTokenRecord, JoinTokenSummary, MAX_JOIN_SECONDS,
         NewJoinToken,
@@ -16,7 +16,7 @@ use vmwatch_api::{
 use vmwatch_bus::{
     Bus,
     follow::{Follower, Table},
-    provision::{ProvisionError, ensure_stream},
+    provision::ProvisionError,
 };
 
 use crate::{
@@ -31,8 +31,6 @@ const BUCKET_BYTES: i64 = 8 << 20;
 /// Time after which a token disappears unless it was used: a week longer than it can be valid, so that the list shows
 /// expired tokens for some time.
 const MAX_AGE: Duration = Duration::from_secs(MAX_JOIN_SECONDS as u64 + 7 * 24 * 3600);
-/// Time for which NATS keeps deletion markers. A copy in memory that missed a marker is read again as a whole.
-const MARKER_TTL: &str = "1h";
 /// Time without confirmation after which the copy in memory is stale.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
@@ -77,17 +75,12 @@ impl JoinTokens {
             max_bytes: BUCKET_BYTES,
             replicas,
         };
-        Config {
-            allow_message_ttl: true,
-            ..spec.into()
-        }
+        bucket::with_marker_ttl(spec)
     }
 
     /// Creates the KV bucket if it is missing.
     pub(crate) async fn ensure_bucket(bus: &Bus, replicas: usize) -> Result<(), ProvisionError> {
-        ensure_stream(bus, Service::Auth, &Self::bucket(replicas))
-            .await
-            .map(drop)
+        bucket::ensure(bus, &Self::bucket(replicas)).await
     }
 
     /// Starts following the KV bucket until shutdown.
@@ -133,7 +126,7 @@ impl JoinTokens {
             && is_finished(&summary(id, &record), unix_millis())
         {
             // If the record changed meanwhile, the token was used or revoked, and the next creation removes it.
-            self.bucket.delete_read_for(&entry, MARKER_TTL).await?;
+            self.bucket.delete_read_with_ttl(&entry).await?;
         }
         Ok(())
     }

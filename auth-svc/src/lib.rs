@@ -66,7 +66,7 @@ use crate::{
     accounts::Accounts,
     agents::Agents,
     audit_watch::Floods,
-    callout::Callout,
+    callout::{Callout, Checks},
     config::{AuthSettings, ForAgents},
     enrollment::Enrollment,
     join_tokens::JoinTokens,
@@ -159,7 +159,8 @@ async fn serve(
     let (Some((sessions, mirror, throttle, ())), Some(audit)) = (buckets, audit) else {
         return Ok(());
     };
-    let enrollment = Enrollment::follow(bus, &shutdown);
+    let (checks, queue) = Checks::new();
+    let enrollment = Enrollment::follow(bus, &shutdown, checks.clone());
     let accounts = Arc::new(Accounts {
         users,
         hasher,
@@ -212,7 +213,11 @@ async fn serve(
     let (counting, until) = (Arc::clone(&refusals), shutdown.clone());
     tokio::spawn(async move { counting.run(until).await });
     let answering = match (callout, &settings.callout) {
-        (Some(callout), Some(keys)) => Some(callout.start(bus, keys.issuer.clone(), shutdown.clone()).await?),
+        (Some(callout), Some(keys)) => {
+            let (agents, issuer) = (auth.enrollment.agents(), keys.issuer.clone());
+            let starting = callout.start(agents, (checks, queue), issuer, shutdown.clone());
+            Some(starting.await?)
+        }
         _ => None,
     };
     let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);

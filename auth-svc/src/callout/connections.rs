@@ -20,7 +20,7 @@ use std::{
 use async_nats::{Client, Error, Statistics};
 use metrics::counter;
 use tokio::{
-    sync::{Notify, Semaphore, mpsc},
+    sync::Semaphore,
     time::{Interval, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,9 +29,10 @@ use vmwatch_api::enrollment::AgentKey;
 use vmwatch_bus::follow::Follower;
 
 use super::{
-    agents::{AgentTable, Checks},
+    checks::{CheckQueue, Checks},
     servers::{self, Answers, Connection, PAGE},
 };
+use crate::agents::AgentTable;
 
 /// Maximum number of live connections of a key. An agent that reconnects may have two for a short time.
 const MAX_LIVE: usize = 2;
@@ -82,12 +83,7 @@ impl Connections {
     }
 
     /// Checks connections until shutdown.
-    pub(super) async fn run(
-        self: Arc<Self>,
-        mut keys: mpsc::Receiver<AgentKey>,
-        too_many: Arc<Notify>,
-        shutdown: CancellationToken,
-    ) {
+    pub(super) async fn run(self: Arc<Self>, mut queue: CheckQueue, shutdown: CancellationToken) {
         let mut reloads = self.agents.reloads();
         let mut sweeps = interval(SWEEP_INTERVAL);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,9 +93,9 @@ impl Connections {
             loop {
                 let mut received = Vec::new();
                 tokio::select! {
-                    _ = keys.recv_many(&mut received, MAX_KEYS) => {}
+                    _ = queue.keys.recv_many(&mut received, MAX_KEYS) => {}
                     Ok(()) = reloads.changed() => {}
-                    () = too_many.notified() => {}
+                    () = queue.too_many.notified() => {}
                     _ = sweeps.tick() => {}
                     () = reconnections.next() => {}
                 }
@@ -159,7 +155,7 @@ impl Connections {
                 // Another replica may have let in an agent whose record has not arrived here yet; then this catches up with the
                 // KV bucket. It fails if the table is stale and does not tell which keys are valid.
                 let are_valid =
-                    |table: &AgentTable| server.agents.iter().all(|(key, _)| table.vm(key).is_some());
+                    |table: &AgentTable| server.agents.iter().all(|(key, _)| table.valid_vm(key).is_some());
                 self.agents.find(|table| are_valid(table).then_some(())).await?;
                 self.end_invalid(server.agents, &mut live).await?;
             }
@@ -181,7 +177,7 @@ impl Connections {
         live: &mut Live,
     ) -> Result<(), Error> {
         for (key, connection) in connections {
-            let is_valid = self.agents.read().vm(&key).is_some();
+            let is_valid = self.agents.read().valid_vm(&key).is_some();
             if is_valid {
                 live.entry(key).or_default().push(connection);
             } else {
@@ -196,9 +192,9 @@ impl Connections {
         let table = self.agents.read();
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.is_empty() {
-            logins.retain(|key, _| table.vm(key).is_some());
+            logins.retain(|key, _| table.valid_vm(key).is_some());
         }
-        for key in keys.iter().filter(|key| table.vm(key).is_none()) {
+        for key in keys.iter().filter(|key| table.valid_vm(key).is_none()) {
             logins.remove(key);
         }
         for (key, connections) in live {

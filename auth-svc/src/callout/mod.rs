@@ -4,8 +4,8 @@
 //! auth-svc has a second connection for this, to the system account. If no replica answers, connected agents stay
 //! connected, and the logins of others time out; agents try again.
 
-mod agents;
 mod answer;
+mod checks;
 mod connections;
 mod jwt;
 mod refusal;
@@ -29,23 +29,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use vmwatch_api::{InstanceId, enrollment::AGENT_BUCKET};
-use vmwatch_bus::{Bus, BusError, BusSettings, connect_with_nkey, follow::Follower};
+use vmwatch_api::InstanceId;
+use vmwatch_bus::{BusError, BusSettings, connect_with_nkey, follow::Follower};
 
 use self::{
-    agents::{AgentTable, Checks},
     connections::Connections,
     refusal::{Refusal, Refusals},
     request::Login,
 };
+pub(crate) use checks::{CheckQueue, Checks};
+
+use crate::agents::AgentTable;
 
 const SUBJECT: &str = "$SYS.REQ.USER.AUTH";
 const QUEUE: &str = "vmwatch-auth";
 /// The client name of the second connection, which is also in the permissions in deploy/nats/accounts.conf.
 const NAME: &str = "vmwatch-callout";
-/// Maximum age of the copy of the KV bucket of agents. A replica that cannot read the bucket may let in an agent for this
-/// long after its revocation; it ends the connection once it can read the bucket.
-const STALE_AFTER: Duration = Duration::from_secs(10);
 /// Interval between attempts while the copy is stale.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 /// NATS gives up after `authorization.timeout`, 10 s.
@@ -110,16 +109,14 @@ impl Callout {
     /// Answers logins until shutdown. The returned task ends after the last answer.
     pub(crate) async fn start(
         self,
-        bus: &Bus,
+        agents: Follower<AgentTable>,
+        (checks, queue): (Checks, CheckQueue),
         issuer: KeyPair,
         shutdown: CancellationToken,
     ) -> Result<JoinHandle<()>, BusError> {
-        let (checks, keys, too_many) = Checks::new();
-        let table = AgentTable::new(checks.clone());
-        let agents = Follower::start(bus, AGENT_BUCKET, STALE_AFTER, table, shutdown.clone());
         let agents = self.agents.get_or_init(|| agents).clone();
         let connections = Arc::new(Connections::new(self.client.clone(), agents.clone(), checks));
-        tokio::spawn(Arc::clone(&connections).run(keys, too_many, shutdown.clone()));
+        tokio::spawn(Arc::clone(&connections).run(queue, shutdown.clone()));
         let requests = self.client.queue_subscribe(SUBJECT, QUEUE.to_owned()).await?;
         let responder = Responder {
             client: self.client,
@@ -237,7 +234,7 @@ impl Responder {
         let answer = answer::grant(login, &vm, &self.issuer)?;
         drop(permit);
         // The key may have been revoked while this login waited.
-        if self.agents.read().vm(&login.key) != Some(&vm) {
+        if self.agents.read().valid_vm(&login.key) != Some(&vm) {
             return Err(Refusal::Unknown);
         }
         self.connections.note_login(&login.key);
@@ -248,7 +245,10 @@ impl Responder {
     /// as soon as it has enrolled.
     async fn find(&self, login: &Login, deadline: Instant) -> Result<InstanceId, Refusal> {
         loop {
-            let found = self.agents.find(|table| table.vm(&login.key).cloned()).await;
+            let found = self
+                .agents
+                .find(|table| table.valid_vm(&login.key).cloned())
+                .await;
             match found {
                 Ok(found) => return found.ok_or(Refusal::Unknown),
                 Err(stale) if Instant::now() + STALE_PAUSE > deadline => return Err(Refusal::Stale(stale)),
