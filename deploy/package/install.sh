@@ -296,6 +296,7 @@ await_sample() {
 	until is_reporting; do
 		tries=$((tries + 1))
 		if [ "$tries" -ge "$TRIES" ]; then
+			# Without journald, the reason below is all that is known.
 			journalctl --unit "$NAME" --lines 5 --no-pager --output cat >&2 2>/dev/null || true
 			fail "the agent is installed and enrolled, but vmwatch has not acknowledged a sample in $TRIES s:" \
 				"$reason; the agent keeps trying," \
@@ -311,6 +312,7 @@ finish() {
 	code=$?
 	trap - EXIT
 	trap '' HUP INT TERM
+	# The terminal may be gone; then there is nothing to restore.
 	[ -z "$hidden" ] || stty echo </dev/tty || true
 	if [ "$code" != 0 ] && [ -n "$undo" ]; then
 		say "removing $NAME again" >&2

@@ -178,7 +178,7 @@ impl Start<'_> {
     }
 }
 
-/// The wait is random within limits, so many agents that wait for one gateway do not try at the same moment.
+/// The wait is random within limits, so that agents which wait for the same gateway do not all try at once.
 fn wait_after(error: &EnrolError, failures: u32) -> Duration {
     // The exponent is limited to avoid an arithmetic overflow.
     let doubled = MAX.min(FIRST * 2_u32.pow(failures.saturating_sub(1).min(10)));

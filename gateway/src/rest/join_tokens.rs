@@ -116,7 +116,7 @@ impl From<NewJoinToken> for enrollment::NewJoinToken {
 /// A join token that was just created.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CreatedJoinToken {
-    /// The token with its secret, which no other answer contains. Anyone who has it can enrol a VM.
+    /// The token with its secret, which no other answer contains. Anyone with this token can enrol a VM.
     #[schema(
         pattern = "^vmj_[0-9a-f]{16}_[0-9a-f]{64}$",
         example = "vmj_00112233445566ff_00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
