@@ -18,6 +18,7 @@ pub mod filesystems;
 #[cfg(test)]
 mod forms;
 pub mod history;
+pub mod hypervisor_samples;
 pub mod inventory;
 pub mod labels;
 pub mod lifecycle;
