@@ -87,12 +87,16 @@ export function check(holds, what) {
   if (!holds) throw new Error(what);
 }
 
-/** Waits until the probe returns a truthy value, and returns it. */
+/** Waits until the probe returns a truthy value, and returns it. A probe that times out is repeated. */
 export async function until(what, probe) {
   const end = Date.now() + PATIENCE_MS;
   for (;;) {
-    const result = await probe();
-    if (result) return result;
+    try {
+      const result = await probe();
+      if (result) return result;
+    } catch (error) {
+      if (error.name !== "TimeoutError") throw error;
+    }
     if (Date.now() > end) throw new Error(`timed out after ${PATIENCE_MS} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }

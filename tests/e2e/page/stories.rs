@@ -72,7 +72,7 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
 /// process even on a busy machine.
 fn burner(name: std::path::PathBuf) -> Child {
     const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
-        if (isMainThread) for (let i = 0; i < 8; i++) new Worker(__filename);
+        if (isMainThread) for (let i = 0; i < 4; i++) new Worker(__filename);
         for (;;) {}";
     let [node, _] = node_and_chromium();
     // The name of a process is the file name under which it was started.
@@ -99,7 +99,7 @@ fn storm(name: &Path) -> Vec<Child> {
             .kill_on_drop(true);
         shell.spawn().unwrap()
     };
-    (0..8).map(|_| shell()).collect()
+    (0..3).map(|_| shell()).collect()
 }
 
 #[tokio::test]

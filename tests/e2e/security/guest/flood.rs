@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
 };
-use vmwatch_api::{metrics::CONTENT_TYPE, time::UtcOffset};
+use vmwatch_api::{agents::STATUS_BUCKET, metrics::CONTENT_TYPE, time::UtcOffset};
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 use vmwatch_service::config::UTC_OFFSET;
 
@@ -171,10 +171,12 @@ fn median(delays: &[Duration]) -> f64 {
     sorted[sorted.len() / 2].as_secs_f64() * 1e3
 }
 
-/// Returns the state of all streams that agents cannot change.
+/// Returns the state of all streams that agents cannot change. The agent of the other VM may send its status again up to
+/// a minute after it has connected.
 async fn others(stack: &Stack) -> Fingerprint {
     let mut streams = fingerprint(stack).await;
     streams.remove("VMWATCH_EVENTS");
+    streams.remove(&format!("KV_{STATUS_BUCKET}"));
     streams
 }
 
