@@ -13,16 +13,18 @@ use tracing::debug;
 
 use crate::{MetricsError, instances::Instances, store::RowStore};
 
-/// Interval at which the number of silent VMs and the disk usage are measured.
+/// Interval at which the number of silent VMs is measured.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The disk usage is measured at every this many intervals, because a database may need seconds to answer.
+const DISK_INTERVALS: u32 = 12;
 /// How long a silent VM counts as "fell silent". After this time it is assumed to be deleted or stopped on purpose.
 const COUNTED_FOR: Duration = Duration::from_mins(15);
 
 /// Updates the metrics until shutdown. A VM counts as silent if it has not reported for `silent_after`.
 pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdown: CancellationToken) {
-    loop {
+    for turn in (0..DISK_INTERVALS).cycle() {
         // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
-        let measuring = tokio::spawn(measure(Arc::clone(&store), silent_after));
+        let measuring = tokio::spawn(measure(Arc::clone(&store), silent_after, turn == 0));
         match shutdown.run_until_cancelled(measuring).await {
             None => return,
             Some(Ok(Ok(()))) => {}
@@ -40,13 +42,16 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
     }
 }
 
-async fn measure(store: Arc<RowStore>, silent_after: Duration) -> Result<(), MetricsError> {
+async fn measure(store: Arc<RowStore>, silent_after: Duration, with_disk: bool) -> Result<(), MetricsError> {
     let now = SystemTime::now();
     let silent = now - silent_after;
     let count = Instances::new(&store)
         .last_reported_within(silent - COUNTED_FOR..silent)
         .await?;
     gauge!("vmwatch_vms_fell_silent").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+    if !with_disk {
+        return Ok(());
+    }
     let stats = store.database().run_command(doc! { "dbStats": 1 }).await?;
     if let Some((used, size)) = disk(&stats) {
         gauge!("vmwatch_database_disk_used_bytes").set(used);

@@ -29,8 +29,9 @@ use crate::{
     time_buckets::{bucket_start, width_ms},
 };
 
-/// Number of dirty buckets that are processed together; the rows of all their time buckets are in memory meanwhile.
-pub(crate) const CHUNK: usize = 250;
+/// Maximum number of entries that are read together; they take about 6 MB. The more entries a time bucket has among them,
+/// the fewer times it is recomputed.
+pub(super) const MAX_READ: usize = 20_000;
 /// Age after which an entry is dropped even if some of its rows were not found, because the database refused the rows or
 /// they expired.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(1);
@@ -136,7 +137,7 @@ impl DirtyBuckets {
     /// Reads the oldest dirty buckets that come after the given entry.
     pub(crate) async fn read(&self, after: Option<ObjectId>) -> Result<Vec<DirtyBucket>, MetricsError> {
         let filter = after.map_or_else(Document::new, |id| doc! { "_id": { "$gt": id } });
-        let limit = i64::try_from(CHUNK).unwrap_or(i64::MAX);
+        let limit = i64::try_from(MAX_READ).unwrap_or(i64::MAX);
         let found = self
             .dirty_buckets
             .find(filter)

@@ -27,7 +27,7 @@ use vmwatch_api::{history::Resolution, measures::VM_MEASURES};
 
 use super::{
     History,
-    dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
+    dirty_buckets::{DirtyBucket, MAX_AGE, MAX_READ},
     late::{self, RowTime},
     names::Named,
     rollups::Bucket,
@@ -45,7 +45,9 @@ use crate::{
 
 /// Maximum number of time buckets read concurrently. The limit leaves connections of the database pool to requests.
 const MAX_CONCURRENT: usize = 4;
-/// Time limit for recomputing one batch of rollups.
+/// Number of time buckets that are recomputed together; the times of all their rows are in memory meanwhile.
+const GROUP: usize = 250;
+/// Time limit for recomputing one group of time buckets, and for reading dirty buckets.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Entries of the collection of dirty buckets, grouped by time bucket.
@@ -76,34 +78,28 @@ impl History {
     async fn pass(self: &Arc<Self>, shutdown: &CancellationToken) -> Result<(), MetricsError> {
         let mut after = None;
         let mut left = 0_u32;
-        while !shutdown.is_cancelled() {
-            // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
-            let work = {
+        loop {
+            let this = Arc::clone(self);
+            let entries = limited(async move { this.dirty_buckets.read(after).await }).await?;
+            let is_last = entries.len() < MAX_READ;
+            after = entries.last().map(|entry| entry.id);
+            for group in groups(entries) {
+                if shutdown.is_cancelled() {
+                    return Ok(());
+                }
                 let this = Arc::clone(self);
-                tokio::spawn(async move { this.chunk(after).await })
-            };
-            let done = timeout(DEADLINE, work)
-                .await
-                .map_err(|_| MetricsError::Unanswered(DEADLINE))?;
-            let chunk = done.map_err(|panic| MetricsError::Io(panic.into()))??;
-            left = left.saturating_add(chunk.left);
-            after = chunk.last;
-            if chunk.entries < CHUNK {
-                break;
+                let remaining = limited(async move { this.update(&group).await }).await?;
+                left = left.saturating_add(remaining);
+            }
+            if is_last {
+                gauge!("vmwatch_dirty_buckets_left").set(left);
+                return Ok(());
             }
         }
-        gauge!("vmwatch_dirty_buckets_left").set(left);
-        Ok(())
     }
 
-    /// Processes at most one chunk of dirty buckets, starting after the entry with the id `after`.
-    async fn chunk(&self, after: Option<ObjectId>) -> Result<Chunk, MetricsError> {
-        let entries = self.dirty_buckets.read(after).await?;
-        let (count, last) = (entries.len(), entries.last().map(|entry| entry.id));
-        let mut touched = Touched::new();
-        for entry in entries {
-            touched.entry(entry.bucket.clone()).or_default().push(entry);
-        }
+    /// Updates the rollups and names of a group of time buckets. Returns the number of entries that could not be removed.
+    async fn update(&self, touched: &Touched) -> Result<u32, MetricsError> {
         // A part of a sample may have process rows only.
         let has_vm_rows = |entries: &Vec<DirtyBucket>| entries.iter().any(|entry| !entry.rows.is_empty());
         let with_vm_rows = touched.iter().filter(|(_, entries)| has_vm_rows(entries));
@@ -119,20 +115,17 @@ impl History {
         self.write_five_minutes(&fresh).await?;
         let hours = self.roll_up(fresh.keys(), Resolution::Hour).await?;
         self.roll_up(hours.keys(), Resolution::Day).await?;
-        let named = self.update_names(&touched).await;
-        let done = done(&touched, &fresh, &named);
+        let named = self.update_names(touched).await;
+        let done = done(touched, &fresh, &named);
         let reports = fresh.into_iter().map(|(bucket, fresh)| {
             let entries = touched.get(&bucket).into_iter().flatten();
             fresh.report.reported(entries.map(|entry| entry.at).max())
         });
         self.instances.note(&reports.collect::<Vec<_>>()).await?;
+        let count: usize = touched.values().map(Vec::len).sum();
         let left = count - done.len();
         self.dirty_buckets.remove(done).await?;
-        Ok(Chunk {
-            entries: count,
-            last,
-            left: u32::try_from(left).unwrap_or(u32::MAX),
-        })
+        Ok(u32::try_from(left).unwrap_or(u32::MAX))
     }
 
     /// Recomputes a five-minute time bucket from its rows.
@@ -249,11 +242,28 @@ fn moment(bucket: &Bucket, at: i64, row: &VmRow<'_>) -> Option<RowTime> {
     })
 }
 
-/// Result of processing a chunk of dirty buckets.
-struct Chunk {
-    entries: usize,
-    last: Option<ObjectId>,
-    left: u32,
+/// Runs work with a time limit, in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
+async fn limited<T: Send + 'static>(
+    work: impl Future<Output = Result<T, MetricsError>> + Send + 'static,
+) -> Result<T, MetricsError> {
+    let done = timeout(DEADLINE, tokio::spawn(work)).await;
+    let done = done.map_err(|_| MetricsError::Unanswered(DEADLINE))?;
+    done.map_err(|panic| MetricsError::Io(panic.into()))?
+}
+
+/// Collects the entries of each time bucket, and groups the time buckets, those of a VM next to each other.
+fn groups(entries: Vec<DirtyBucket>) -> Vec<Touched> {
+    let mut touched = Touched::new();
+    for entry in entries {
+        touched.entry(entry.bucket.clone()).or_default().push(entry);
+    }
+    let mut groups = Vec::new();
+    while let Some(next) = touched.keys().nth(GROUP).cloned() {
+        let rest = touched.split_off(&next);
+        groups.push(std::mem::replace(&mut touched, rest));
+    }
+    groups.push(touched);
+    groups
 }
 
 /// Returns the ids of dirty-bucket entries that can be removed: rollup and names contain all rows of the entry, or some of
@@ -285,6 +295,29 @@ fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>, named: &Named) -> Ve
 mod tests {
     use super::*;
     use crate::history::dirty_buckets::ProcessRows;
+
+    #[test]
+    fn entries_of_a_time_bucket_are_in_one_group() {
+        let entry = |number: usize| DirtyBucket {
+            id: ObjectId::new(),
+            bucket: Bucket {
+                instance: format!("vm-{}", number % (GROUP + 1)).parse().unwrap(),
+                start_ms: 0,
+            },
+            at: SystemTime::now(),
+            rows: Vec::new(),
+            processes: None,
+        };
+        let groups = groups((0..3 * (GROUP + 1)).map(entry).collect());
+        let sizes: Vec<_> = groups.iter().map(BTreeMap::len).collect();
+        assert_eq!(sizes, [GROUP, 1]);
+        assert!(
+            groups
+                .iter()
+                .flat_map(BTreeMap::values)
+                .all(|entries| entries.len() == 3)
+        );
+    }
 
     #[test]
     fn entry_is_dropped_only_if_its_rows_do_not_exist() {
