@@ -37,9 +37,11 @@ def compose():
         for variable, value in variables.items():
             if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
                 yield f"{service}: {variable} refers to a file that is not mounted"
+        if name == "agent":
+            yield from enrols(service, variables)
+            continue
         user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
-        file = declared[secret]["file"]
-        if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
+        if not declared[secret]["file"].endswith(f"/{user}"):
             yield f"{service} logs in as {user} but has another user's password"
         yield from encrypted(service, variables)
     yield from servers(document["services"])
@@ -71,6 +73,16 @@ def hardened(service: str, spec: dict):
         yield f"{service}: {spec['image']} is not a variable with an exact version as its default"
 
 
+def enrols(service: str, variables: dict):
+    """Checks that an agent enrols with a join token. It would not if it had a login to NATS."""
+    for variable in ("VMWATCH_GATEWAY_URL", "VMWATCH_JOIN_TOKEN_FILE", "VMWATCH_AGENT_IDENTITY_DIR"):
+        if variable not in variables:
+            yield f"{service} lacks the setting {variable}"
+    for variable in variables:
+        if variable.startswith("VMWATCH_NATS_"):
+            yield f"{service} has the setting {variable}, so it does not enrol"
+
+
 def encrypted(service: str, variables: dict):
     if not variables["VMWATCH_NATS_URL"].startswith("tls://") or "VMWATCH_NATS_CA_FILE" not in variables:
         yield f"{service} connects to NATS without TLS"
@@ -88,6 +100,16 @@ def servers(services: dict):
     config = (folder / "nats.conf").read_text()
     if "include tls.conf" not in config or not re.search(r"^tls \{", (folder / "tls.conf").read_text(), re.M):
         yield "the service nats accepts connections without TLS"
+    websocket = (folder / "websocket.conf").read_text()
+    if "include websocket.conf" not in config or not re.search(r"^  tls \{", websocket, re.M) or "no_tls" in websocket:
+        yield "the service nats does not serve WebSocket with TLS"
+    published = {str(port).rpartition(":")[2] for port in services["nats"]["ports"]}
+    listening = set(re.findall(r'^\s*listen: "[^"]*:(\d+)"', f"{config}\n{websocket}", re.M))
+    if published != listening:
+        yield f"the service nats listens for clients on {sorted(listening)}, but publishes {sorted(published)}"
+    limited = set(re.search(r"^define bus = \{ (.+) \}$", (folder / "guests.nft").read_text(), re.M)[1].split(", "))
+    if limited != listening:
+        yield f"guests.nft limits connections to {sorted(limited)}, but NATS listens for agents on {sorted(listening)}"
     listeners = re.findall(r'^(http|https|monitor_port|http_port|https_port)\s*:\s*(\S+)', config, re.M)
     if listeners != [("http", '"127.0.0.1:8222"')]:
         yield f"the monitoring port of the service nats listens on {listeners} instead of loopback"

@@ -11,7 +11,7 @@ from . import sources
 
 # Labels and ports of the pods that are created by other charts and operators (NATS, MongoDB).
 FOREIGN_PODS = {
-    "nats": ({"app.kubernetes.io/name": "nats"}, {4222, 6222, 7777}),
+    "nats": ({"app.kubernetes.io/name": "nats"}, {4222, 6222, 7777, 8443}),
     "mongodb": ({"app": "vmwatch-mongodb-svc"}, {27017}),
 }
 

@@ -26,6 +26,9 @@ def servers(overlay: Overlay):
     config = values["config"]
     if not (config["nats"]["tls"]["enabled"] and config["cluster"]["tls"]["enabled"] and values["tlsCA"]["enabled"]):
         yield "nats-values.yaml: NATS accepts connections without TLS"
+    websocket = config["websocket"]
+    if not (websocket["enabled"] and websocket["tls"]["enabled"]):
+        yield "nats-values.yaml: NATS does not serve WebSocket with TLS"
     if config["merge"].get("http") != "127.0.0.1:8222" or {"op": "remove", "path": "/http_port"} not in config["patch"]:
         yield "nats-values.yaml: the monitoring port listens on the pod network"
     if not values["podTemplate"]["merge"]["spec"]["securityContext"]["runAsNonRoot"]:
@@ -33,7 +36,7 @@ def servers(overlay: Overlay):
     if not mongodb["spec"]["security"]["tls"]["enabled"] or mongodb["spec"]["security"]["tls"].get("optional"):
         yield "mongodb.yaml: MongoDB accepts connections without TLS"
     made = sources.secrets()
-    used = {config["nats"]["tls"]["secretName"], config["cluster"]["tls"]["secretName"], values["tlsCA"]["secretName"]}
+    used = {config[part]["tls"]["secretName"] for part in ("nats", "websocket", "cluster")} | {values["tlsCA"]["secretName"]}
     used |= {mongodb["spec"]["security"]["tls"][part]["name"] for part in ("certificateKeySecretRef", "caCertificateSecretRef")}
     for secret in used - set(made):
         yield f"deploy/secrets does not create the Secret {secret}"
@@ -57,13 +60,17 @@ def bus():
             yield f"nats-values.yaml: {name} is {merged[name]}, but {here} in nats.conf"
     callout = merged["authorization"]["auth_callout"]
     wanted = {"system_account: (.+)": merged["system_account"], "timeout: (.+)": merged["authorization"]["timeout"],
-              "account: (.+)": callout["account"], r"allowed_accounts: \[(.+)\]": callout["allowed_accounts"][0]}
+              "account: (.+)": callout["account"]}
     for pattern, value in wanted.items():
         here = re.search(rf"^\s*{pattern}$", document, re.M)[1]
         if here != str(value):
             yield f"nats-values.yaml: {pattern.partition(':')[0]} is {value}, but {here} in nats.conf"
     if not callout["$include"].endswith("/nats-secrets/callout.conf"):
         yield "nats-values.yaml: auth_callout does not include callout.conf"
+    websocket = (sources.ROOT / "deploy" / "nats" / "websocket.conf").read_text()
+    port = int(re.search(r'^\s*listen: "0\.0\.0\.0:(\d+)"$', websocket, re.M)[1])
+    if port != values["config"]["websocket"]["port"]:
+        yield f"nats-values.yaml: the WebSocket port is {values['config']['websocket']['port']}, but {port} in websocket.conf"
     mounted = values["podTemplate"]["patch"][0]["value"]["secret"]
     if {item["key"] for item in mounted["items"]} != sources.secrets()[mounted["secretName"]]:
         yield f"nats-values.yaml does not mount all files of the Secret {mounted['secretName']}"

@@ -36,7 +36,7 @@ class Project:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             (self.folder / "deploy").mkdir(exist_ok=True)
             copy(source, self.folder / "deploy" / part)
-        names = ["api", "api2", "bus"]
+        names = ["api", "api2", "bus", "websocket"]
         while True:
             chosen = ports.choose(names, {}, self.name)
             # The gateways need two consecutive ports.
@@ -48,14 +48,13 @@ class Project:
             "VMWATCH_VERSION": "offline",
             "VMWATCH_API_PORTS": f"{chosen['api']}-{chosen['api'] + 1}",
             "VMWATCH_BUS_PORT": str(chosen["bus"]),
+            "VMWATCH_BUS_WEBSOCKET_PORT": str(chosen["websocket"]),
+            "VMWATCH_AGENT_NATS_URL": f"tls://127.0.0.1:{chosen['bus']}",
+            "VMWATCH_AGENT_GATEWAY_URL": f"http://127.0.0.1:{chosen['api']}",
             "VMWATCH_AGENT_VM_INTERVAL": "1s",
             "VMWATCH_AGENT_PROCESS_INTERVAL": "2s",
         }
-        self.secrets()
-        self.secrets("agent", INSTANCE)
-
-    def secrets(self, *arguments: str) -> None:
-        subprocess.run([self.folder / "deploy" / "secrets", *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([self.folder / "deploy" / "secrets"], check=True, stdout=subprocess.DEVNULL)
 
     def secret(self, name: str) -> str:
         return (self.folder / "deploy" / ".secrets" / name).read_text().strip()
@@ -87,6 +86,15 @@ class Project:
 
     def command(self, arguments) -> list:
         return ["compose", "--project-name", self.name, "--profile", "agent", *arguments]
+
+    def start(self) -> None:
+        """Starts all services but the agent, creates the agent's join token, and starts the agent."""
+        wait = ["up", "--detach", "--wait", "--wait-timeout", "180", "--no-build"]
+        without_agent = ["compose", "--project-name", self.name, *wait]
+        self.here().step("docker compose up --wait", "up", *without_agent, cwd=self.folder)
+        create = ["exec", "-T", "auth-svc", "vmwatch-auth", "join-token", "create", "--instances", INSTANCE]
+        (self.folder / "deploy" / ".secrets" / "join-token").write_text(self.compose(*create))
+        self.compose_step("docker compose --profile agent up --wait", "agent", *wait)
 
     def containers(self, service: str) -> List[str]:
         return self.compose("ps", "--quiet", "--no-trunc", service).split()
@@ -121,8 +129,7 @@ def run(engine: Engine, standins) -> int:
     checks = Checks()
     project = Project(engine, standins.variables)
     try:
-        wait = ["up", "--detach", "--wait", "--wait-timeout", "180", "--no-build"]
-        project.compose_step("docker compose up --wait", "up", *wait)
+        project.start()
         api = Api(project.gateways())
         documented_methods(checks, project, api)
         hardened(checks, project)

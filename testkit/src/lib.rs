@@ -17,6 +17,7 @@
     reason = "a panic in the harness fails the test with its message"
 )]
 
+mod agents;
 mod browser;
 mod client;
 pub mod cloud;
@@ -36,6 +37,7 @@ mod tools;
 
 use std::time::{Duration, Instant};
 
+pub use agents::agent_record;
 pub use browser::{no_requests, run_in_browser};
 pub use client::{Answer, Gateway, codes, failure};
 pub use container::Container;
@@ -50,8 +52,8 @@ pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
 pub use stack::{
-    ADMIN, CLOCK_FILE, GUEST, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack,
-    StackBuilder, THIS_MACHINE,
+    ADMIN, CLOCK_FILE, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
+    THIS_MACHINE,
 };
 pub use tools::{fake_time_library, nats_server, nginx, node_and_chromium, schemathesis};
 

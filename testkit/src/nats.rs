@@ -1,9 +1,10 @@
 //! A NATS server for tests.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
+use nkeys::KeyPair;
 use vmwatch_bus::{
-    Bus, BusSettings, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER,
+    Bus, BusSettings, EnrolledKey, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER,
 };
 use vmwatch_service::config::Environment;
 
@@ -208,7 +209,23 @@ impl Nats {
             (NATS_CA_FILE.name, value(NATS_CA_FILE.name)),
         ]);
         let settings = BusSettings::read(&env).expect("the NATS settings are valid");
-        let bus = Bus::connect(name, &settings)
+        self.connect_with(name, &settings).await
+    }
+
+    /// Connects as the enrolled agent with this key.
+    pub async fn connect_as_agent(&self, name: &str, key: &KeyPair) -> Bus {
+        let key = EnrolledKey {
+            seed: key.seed().expect("the key has a seed"),
+            public_key: key.public_key(),
+        };
+        let ca_file = self.secrets.as_ref().and_then(Secrets::ca_file);
+        let urls = vec![self.url.clone()];
+        let settings = BusSettings::enrolled(urls, key, ca_file, Duration::from_millis(300));
+        self.connect_with(name, &settings).await
+    }
+
+    async fn connect_with(&self, name: &str, settings: &BusSettings) -> Bus {
+        let bus = Bus::connect(name, settings)
             .await
             .expect("NATS accepts the connection");
         eventually("the connection to NATS", PATIENCE, async || {

@@ -18,31 +18,40 @@ pub struct Secrets {
     folder: PathBuf,
     /// Whether NATS and the database accept only TLS.
     tls: bool,
+    /// The port at which NATS serves WebSocket, if it does.
+    websocket_port: Option<u16>,
 }
 
 /// The folder in which nats.conf finds the list of users and the certificate.
 const NATS_SECRETS: &str = "/etc/vmwatch/nats-secrets";
+/// The files of NATS's configuration that need the certificate. They are empty in stacks without TLS.
+const TLS_FILES: [&str; 2] = ["tls.conf", "websocket.conf"];
+/// The address in websocket.conf.
+const WEBSOCKET_LISTEN: &str = "0.0.0.0:8443";
 
 impl Secrets {
-    /// Creates all secrets, including NATS users for the agents of the given VMs.
-    pub fn make(folder: &Path, agents: &[&str]) -> Self {
+    /// Creates all secrets.
+    pub fn make(folder: &Path) -> Self {
         let deploy = deploy();
         let folder = folder.join("deployment");
         // The folder needs this name, because nats.conf includes files from the sibling folder `nats-secrets`, as in
         // the container.
         let store = folder.join("secrets");
         run_secrets(&deploy, &store, &[]);
-        for agent in agents {
-            run_secrets(&deploy, &store, &["agent", agent]);
-        }
         fs::create_dir(folder.join("nats")).unwrap();
-        for name in ["nats.conf", "accounts.conf", "permissions.conf"] {
-            fs::copy(deploy.join("nats").join(name), folder.join("nats").join(name)).unwrap();
-        }
         fs::create_dir(folder.join("nats-secrets")).unwrap();
         fs::write(store.join("nats").join(TEST_USER), TEST_USER).unwrap();
-        fs::write(folder.join("nats/tls.conf"), "").unwrap();
-        let secrets = Self { folder, tls: false };
+        for name in TLS_FILES {
+            fs::write(folder.join("nats").join(name), "").unwrap();
+        }
+        let secrets = Self {
+            folder,
+            tls: false,
+            websocket_port: None,
+        };
+        for name in ["nats.conf", "accounts.conf", "permissions.conf"] {
+            secrets.copy_config(name);
+        }
         secrets.copy_users();
         secrets
     }
@@ -52,9 +61,24 @@ impl Secrets {
     #[must_use]
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
-        fs::copy(deploy().join("nats/tls.conf"), self.folder.join("nats/tls.conf")).unwrap();
+        self.copy_config("tls.conf");
         self.copy_certificate();
         self
+    }
+
+    /// Makes NATS serve WebSocket at this port if it runs as a local process. It uses the certificate of TLS.
+    #[must_use]
+    pub(crate) fn with_websocket(mut self, port: Option<u16>) -> Self {
+        if port.is_some() {
+            self.copy_config("websocket.conf");
+        }
+        self.websocket_port = port;
+        self
+    }
+
+    fn copy_config(&self, name: &str) {
+        let to = self.folder.join("nats").join(name);
+        fs::copy(deploy().join("nats").join(name), to).unwrap();
     }
 
     /// Runs `deploy/secrets` again and copies the result to the NATS server's folder.
@@ -64,7 +88,7 @@ impl Secrets {
         self.copy_users();
     }
 
-    /// Copies the list of NATS users to the NATS server's folder and adds the user for tests.
+    /// Copies the files with NATS users to the NATS server's folder and adds the user for tests.
     fn copy_users(&self) {
         let made = self.folder.join("secrets/nats-server");
         let to = self.folder.join("nats-secrets");
@@ -72,9 +96,17 @@ impl Secrets {
         let (users, end) = users.rsplit_once(']').expect("the file contains a list of users");
         let users = format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}");
         fs::write(to.join("users.conf"), users).unwrap();
-        for name in ["agents.conf", "system.conf", "callout.conf"] {
-            fs::write(to.join(name), fs::read(made.join(name)).unwrap()).unwrap();
-        }
+        let callout = fs::read_to_string(made.join("callout.conf")).unwrap();
+        let (issuer, auth_users) = callout
+            .split_once("auth_users: [")
+            .expect("the file contains a list of users");
+        let callout = format!("{issuer}auth_users: [\n  {TEST_USER}{auth_users}");
+        fs::write(to.join("callout.conf"), callout).unwrap();
+        fs::write(
+            to.join("system.conf"),
+            fs::read(made.join("system.conf")).unwrap(),
+        )
+        .unwrap();
     }
 
     fn copy_certificate(&self) {
@@ -115,11 +147,22 @@ impl Secrets {
             .replace("\"/data\"", &format!("{store:?}"));
         let path = self.folder.join("nats/nats.conf");
         fs::write(&path, config).unwrap();
-        let tls = self.folder.join("nats/tls.conf");
         let here = self.folder.join("nats-secrets").display().to_string();
-        let config = fs::read_to_string(&tls).unwrap().replace(NATS_SECRETS, &here);
-        fs::write(&tls, config).unwrap();
+        let listen = format!("127.0.0.1:{}", self.websocket_port.unwrap_or_default());
+        for name in TLS_FILES {
+            let path = self.folder.join("nats").join(name);
+            let config = fs::read_to_string(&path).unwrap();
+            let config = config
+                .replace(NATS_SECRETS, &here)
+                .replace(WEBSOCKET_LISTEN, &listen);
+            fs::write(&path, config).unwrap();
+        }
         path.display().to_string()
+    }
+
+    /// The URL of NATS over WebSocket; `None` if NATS does not serve it.
+    pub fn websocket_url(&self) -> Option<String> {
+        self.websocket_port.map(|port| format!("wss://127.0.0.1:{port}"))
     }
 
     /// Writes the configuration for one of several NATS servers that form a cluster. `listen` and `routes` are addresses
@@ -149,11 +192,7 @@ impl Secrets {
 
     /// The path of the file with the password of a NATS user.
     pub fn password_file(&self, user: &str) -> PathBuf {
-        let store = self.folder.join("secrets");
-        match user.strip_prefix("vmwatch-agent-") {
-            Some(instance) => store.join("agents").join(instance),
-            None => store.join("nats").join(user),
-        }
+        self.folder.join("secrets/nats").join(user)
     }
 
     /// The password of a NATS user.

@@ -48,8 +48,6 @@ pub const MACHINES: [(&str, Power); 3] = [
 
 /// The instance id of a stack's first agent, which samples the machine that runs the tests.
 pub const THIS_MACHINE: &str = "this-machine";
-/// The instance id of a VM whose agent has a NATS user in stacks with permissions. The harness starts no agent for it.
-pub const GUEST: &str = "guest";
 
 /// The NATS user of the `setup` commands.
 pub const SETUP_USER: &str = "vmwatch-setup";
@@ -104,12 +102,9 @@ impl Program {
         }
     }
 
-    /// The NATS user of the program in stacks with permissions.
-    fn user(self) -> String {
-        match self {
-            Self::Agent => format!("{}-{THIS_MACHINE}", self.binary()),
-            _ => self.binary().to_owned(),
-        }
+    /// The NATS user of the service in stacks with permissions. Agents log in with keys.
+    const fn user(self) -> &'static str {
+        self.binary()
     }
 }
 
@@ -194,6 +189,8 @@ pub struct StackBuilder {
     permissions: bool,
     durable: bool,
     tls: bool,
+    /// The port of NATS over WebSocket.
+    websocket: Option<u16>,
     /// The backend for NATS and the database; `None` selects the default of this test run.
     backend: Option<Backend>,
     bus_store: Option<PathBuf>,
@@ -239,7 +236,8 @@ impl StackBuilder {
         self
     }
 
-    /// Uses the NATS users and permissions of deploy/nats. By default, every NATS client has all permissions.
+    /// Uses the NATS users and permissions of deploy/nats. By default, every NATS client has all permissions. The stack's agents
+    /// are enrolled then, so the stack needs an auth-svc if it has agents.
     #[must_use]
     pub fn with_permissions(mut self) -> Self {
         self.permissions = true;
@@ -252,6 +250,13 @@ impl StackBuilder {
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
         self.with_permissions()
+    }
+
+    /// Like [`StackBuilder::with_tls`]; agents that enrol get the address of NATS over WebSocket. NATS runs as a local process.
+    #[must_use]
+    pub fn with_websocket(mut self) -> Self {
+        self.websocket = Some(free_port());
+        self.with_tls().with_local_servers()
     }
 
     /// Starts a cluster of this many NATS servers, with the NATS users and permissions of deploy/nats.
@@ -299,11 +304,9 @@ impl StackBuilder {
         if let Some(store) = &self.bus_store {
             std::os::unix::fs::symlink(store, folder.path().join("nats")).unwrap();
         }
-        let secrets = self
-            .permissions
-            .then(|| Secrets::make(folder.path(), &[THIS_MACHINE, GUEST]));
+        let secrets = self.permissions.then(|| Secrets::make(folder.path()));
         let secrets = if self.tls {
-            secrets.map(Secrets::with_tls)
+            secrets.map(|secrets| secrets.with_tls().with_websocket(self.websocket))
         } else {
             secrets
         };
@@ -344,7 +347,7 @@ impl StackBuilder {
         for program in Program::ALL {
             for index in 0..self.replicas.get(&program).copied().unwrap_or(0) {
                 let listen = free_port();
-                let mut env = stack.common_settings(program);
+                let mut env = stack.common_settings(program, index).await;
                 env.extend(own_settings(program, index, listen, stack.folder.path()));
                 if program == Program::Auth {
                     env.extend(stack.agent_logins());
@@ -403,6 +406,7 @@ impl Stack {
             permissions: false,
             durable: false,
             tls: false,
+            websocket: None,
             backend: None,
             bus_store: None,
             nats_servers: 1,
@@ -410,8 +414,8 @@ impl Stack {
     }
 
     /// Starts the first agent of a running stack, with these additional settings.
-    pub fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
-        let mut env = self.common_settings(Program::Agent);
+    pub async fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
+        let mut env = self.agent_settings(0).await;
         env.extend(own_settings(Program::Agent, 0, free_port(), self.folder.path()));
         env.extend(
             settings
@@ -561,18 +565,40 @@ impl Stack {
             .await;
     }
 
-    async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {
+    pub(crate) async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {
         let bucket = self.bus.jetstream_for_tests().get_key_value(bucket).await;
-        let record = serde_json::to_vec(record).expect("encoding a user record succeeds");
+        let record = serde_json::to_vec(record).expect("encoding a record succeeds");
         let put = bucket
             .expect("the setup command of auth-svc has created the KV bucket")
             .put(key, record.into())
             .await;
-        put.expect("storing the user in the KV bucket succeeds");
+        put.expect("storing the record in the KV bucket succeeds");
     }
 
-    fn common_settings(&self, program: Program) -> Vec<(String, String)> {
-        self.settings_as(&program.user(), program)
+    async fn common_settings(&self, program: Program, index: usize) -> Vec<(String, String)> {
+        match program {
+            Program::Agent => self.agent_settings(index).await,
+            _ => self.settings_as(program.user(), program),
+        }
+    }
+
+    /// The settings of the agent with this index, which is enrolled in stacks with permissions.
+    async fn agent_settings(&self, index: usize) -> Vec<(String, String)> {
+        let login = if self.nats.secrets().is_some() {
+            // A login that no auth-svc decides on ends after ten seconds.
+            let auth = self.replicas.get(&Program::Auth).into_iter().flatten();
+            join_all(auth.map(Replica::ready)).await;
+            let identity = self.identity_of(&agent_instance(index)).await;
+            ("VMWATCH_AGENT_IDENTITY_DIR", identity.display().to_string())
+        } else {
+            (NATS_URL.name, self.nats.url().to_owned())
+        };
+        let settings = [
+            login,
+            (NATS_PING_INTERVAL.name, "300ms".to_owned()),
+            ("RUST_BACKTRACE", "1".to_owned()),
+        ];
+        settings.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
     fn settings_as(&self, user: &str, program: Program) -> Vec<(String, String)> {
@@ -597,6 +623,9 @@ impl Stack {
         let Some(secrets) = self.nats.secrets() else {
             return Vec::new();
         };
+        let url = secrets
+            .websocket_url()
+            .unwrap_or_else(|| self.nats.url().to_owned());
         let file = |path: PathBuf| path.display().to_string();
         let mut settings = vec![
             (
@@ -607,7 +636,7 @@ impl Stack {
                 "VMWATCH_CALLOUT_ISSUER_SEED_FILE",
                 file(secrets.callout_file("issuer-seed")),
             ),
-            ("VMWATCH_AGENT_NATS_URL", self.nats.url().to_owned()),
+            ("VMWATCH_AGENT_NATS_URL", url),
             ("VMWATCH_AGENT_VM_INTERVAL", "500ms".to_owned()),
             ("VMWATCH_AGENT_PROCESS_INTERVAL", "500ms".to_owned()),
         ];
@@ -645,7 +674,7 @@ impl Stack {
 
     /// Runs a program's command as an operator would, and returns its output; panics if the command fails.
     pub fn command(&self, program: Program, args: &[&str], input: &str) -> String {
-        self.command_as(&program.user(), program, args, input)
+        self.command_as(program.user(), program, args, input)
     }
 
     /// Like [`Stack::command`], but with the credentials of the given NATS user.
@@ -672,9 +701,29 @@ impl Stack {
         run(&spec, input)
     }
 
+    /// Runs `vmwatch-agent enroll` for this VM at the first gateway. The command may fail.
+    pub fn try_enrol(&self, token: &str, identity: &Path, vm: &str) -> Output {
+        let folder = identity.display().to_string();
+        let env = vec![("VMWATCH_AGENT_IDENTITY_DIR".to_owned(), folder)];
+        let mut spec = self.spec(Program::Agent, 0, env);
+        let gateway = self.gateway(0).url("");
+        spec.args = [
+            "enroll",
+            "--gateway",
+            &gateway,
+            "--token-file",
+            "-",
+            "--instance-id",
+            vm,
+        ]
+        .map(str::to_owned)
+        .into();
+        run(&spec, token)
+    }
+
     /// Starts a program's command with these settings, and does not wait for its end. Its output goes to a log of its own.
     pub fn start_command(&self, program: Program, args: &[&str], settings: &[(String, String)]) -> Process {
-        let mut env = self.settings_as(&program.user(), program);
+        let mut env = self.settings_as(program.user(), program);
         env.extend(settings.iter().cloned());
         let mut spec = self.spec(program, 0, env);
         spec.name = format!("{}-command-{}", program.binary(), random_id());

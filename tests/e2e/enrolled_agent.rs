@@ -1,7 +1,7 @@
 //! Tests the whole life of an agent, with all programs and the deployed configuration of NATS: it enrols at the gateway with a
 //! join token, reports over its own login, is shut out when it is revoked, and enrols again.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 use testkit::{PATIENCE, Program, Stack, eventually};
@@ -14,7 +14,7 @@ const VM: &str = "vm-enrolled";
 /// Creates a join token and runs `vmwatch-agent enroll` with it.
 async fn enrol(stack: &Stack, api: &Api, identity: &Path, vm: &str) -> String {
     let token = new_token(api).await;
-    let enrolled = try_enrol(stack, &token, identity, vm);
+    let enrolled = stack.try_enrol(&token, identity, vm);
     let errors = String::from_utf8_lossy(&enrolled.stderr);
     assert!(enrolled.status.success(), "{errors}");
     token
@@ -24,22 +24,6 @@ async fn new_token(api: &Api) -> String {
     let created = api.post("/join-tokens", json!({})).await;
     assert_eq!(created.status, 201, "{created:?}");
     created.json()["token"].as_str().unwrap().to_owned()
-}
-
-fn try_enrol(stack: &Stack, token: &str, identity: &Path, vm: &str) -> Output {
-    let gateway = stack.gateway(0).url("");
-    let args = [
-        "enroll",
-        "--gateway",
-        &gateway,
-        "--token-file",
-        "-",
-        "--instance-id",
-        vm,
-    ];
-    let folder = identity.display().to_string();
-    let settings = [("VMWATCH_AGENT_IDENTITY_DIR".to_owned(), folder)];
-    stack.try_command("vmwatch-agent-guest", Program::Agent, &args, token, &settings)
 }
 
 /// Waits until the newest row of the VM is later than this one.
@@ -65,7 +49,7 @@ async fn agent_enrols_reports_and_is_shut_out_until_it_enrols_again() {
     let token = enrol(&stack, &api, &identity, VM).await;
 
     // The token of one use is used up, and the answer says so only because the secret is right.
-    let other = try_enrol(&stack, &token, &stack.folder().join("other"), "vm-other");
+    let other = stack.try_enrol(&token, &stack.folder().join("other"), "vm-other");
     let refusal = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(
         other.status.code() == Some(77) && refusal.contains("used"),
@@ -100,4 +84,22 @@ async fn agent_enrols_reports_and_is_shut_out_until_it_enrols_again() {
         assert!(!stack.replica(program, 0).process.log().contains(seed));
     }
     assert!(!agent.process.log().contains(seed));
+}
+
+/// In networks that let only port 443 out, agents reach NATS over WebSocket. Its configuration is the deployed one, like that of
+/// the client port.
+#[tokio::test]
+async fn agent_enrols_and_reports_over_websocket() {
+    let stack = Stack::builder().with_websocket().start().await;
+    let api = Api::with(&stack, Role::Admin, Scope::All).await;
+    let identity = stack.folder().join("identity");
+    enrol(&stack, &api, &identity, VM).await;
+    let record = fs::read_to_string(identity.join("enrollment.json")).unwrap();
+    assert!(
+        record.contains("wss://") && !record.contains("tls://"),
+        "{record}"
+    );
+    let agent = stack.start_enrolled_agent(&identity);
+    agent.ready().await;
+    newer_row(&api, &Value::Null).await;
 }

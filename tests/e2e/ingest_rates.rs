@@ -65,12 +65,14 @@ async fn agent_sends_a_long_spool_without_loss() {
     }
 
     let began = Instant::now();
-    let agent = stack.start_agent(&[
-        ("VMWATCH_AGENT_SPOOL_DIR", &spool.path().display().to_string()),
+    let spool_dir = spool.path().display().to_string();
+    let settings = [
+        ("VMWATCH_AGENT_SPOOL_DIR", spool_dir.as_str()),
         ("VMWATCH_AGENT_PROCESSES", "top:2"),
         ("VMWATCH_LOG", "info,agent::ship=trace"),
         ("VMWATCH_LOG_FORMAT", "json"),
-    ]);
+    ];
+    let agent = stack.start_agent(&settings).await;
     let share_is_full = "this VM has the maximum number of messages in the sample stream";
     eventually(
         "the VM has the maximum number of messages in the stream",

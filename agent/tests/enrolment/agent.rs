@@ -209,9 +209,10 @@ async fn agent_reports_over_websocket_with_the_certificate_authorities_of_its_en
         file("nats.key", &certificates.key),
     );
     let port = free_port();
-    let websocket = format!(
-        "websocket {{ listen: \"127.0.0.1:{port}\", tls {{ cert_file: {certificate:?}, key_file: {key_file:?} }} }}"
-    );
+    let websocket = include_str!("../../../deploy/nats/websocket.conf")
+        .replace("0.0.0.0:8443", &format!("127.0.0.1:{port}"))
+        .replace("/etc/vmwatch/nats-secrets/tls.crt", &certificate)
+        .replace("/etc/vmwatch/nats-secrets/tls.key", &key_file);
     let url = format!("wss://127.0.0.1:{port}");
     let gateway = FakeGateway::start(&[Answer::EnrolsWith(url, certificates.ca)]).await;
     assert_eq!(vm.enrols(&gateway.url, &[]).await.0, 0);

@@ -223,7 +223,7 @@ class Installed(unittest.TestCase):
         # The C library has a module with this name in a library of its own.
         self.vm.write("/etc/nsswitch.conf", "hosts: hesiod files\n")
         lines = [
-            "VMWATCH_INSTANCE_ID=vm-1", "VMWATCH_NATS_URL=nats://bus.example:4222", "VMWATCH_NATS_USER=vmwatch-agent-vm-1",
+            "VMWATCH_INSTANCE_ID=vm-1", "VMWATCH_NATS_URL=nats://bus.example:4222", "VMWATCH_NATS_USER=reporter",
             "VMWATCH_NATS_PASSWORD_FILE=/etc/vmwatch/nats-password", "VMWATCH_AGENT_VM_INTERVAL=1s",
             "VMWATCH_AGENT_PROCESS_INTERVAL=1s",
         ]

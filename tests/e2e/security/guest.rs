@@ -13,17 +13,28 @@ pub(super) mod raw;
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use futures::TryStreamExt;
-use testkit::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
-use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use testkit::{ADMIN, PATIENCE, Program, Stack, eventually};
+use vmwatch_api::{
+    agents::STATUS_SUBJECTS,
+    metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
+};
 use vmwatch_blocks::Encoder;
 
-use self::raw::{Raw, message};
+use self::raw::message;
+use super::callout::client::Agent;
 use crate::ingest_support::{Publisher, count};
 
+/// The VM of the compromised guest, and another one.
+const GUEST: &str = "guest";
+const OTHER: &str = "other";
 /// The subject of the guest's own samples.
 const OWN: &str = "vmwatch.v1.samples.guest";
-/// An inbox that only the guest's agent may use.
-const INBOX: &str = "_INBOX_vmwatch-agent-guest.x";
+/// The subject of the status messages of the guest's own agent.
+const STATUS: &str = "vmwatch.v1.agents.guest.status";
+/// A valid status message.
+const VALID_STATUS: &[u8] = br#"{"version":"0.1.0","architecture":"x86_64"}"#;
+/// The stream of the KV bucket with the status of agents, which the guest may change for its own VM.
+const STATUS_STREAM: &str = "KV_vmwatch_agent_status";
 
 /// Subjects that have a meaning in the services' account. The test uses each as subject and as reply subject.
 const SUBJECTS: &[&str] = &[
@@ -46,15 +57,15 @@ const SUBJECTS: &[&str] = &[
     "$SYS.REQ.USER.INFO",
     "_R_.made-up",
     "_INBOX_vmwatch-gateway.>",
-    "_INBOX_vmwatch-agent-this-machine.>",
     "vmwatch.v1.audit.auth.login",
     "vmwatch.v1.auth.login",
     "vmwatch.v1.dead_letters.guest",
     "vmwatch.v1.events.sample.guest",
     "vmwatch.v1.lifecycle.start",
     "vmwatch.v1.metrics.vm.latest",
-    "vmwatch.v1.samples.this-machine",
-    "vmwatch.v1.agents.this-machine.status",
+    "vmwatch.v1.samples.other",
+    "vmwatch.v1.agents.other.status",
+    "vmwatch.v1.agents.*.status",
     "*",
     ">",
 ];
@@ -62,14 +73,14 @@ const SUBJECTS: &[&str] = &[
 /// Headers that JetStream or the NATS server interprets.
 const HEADERS: &[&[(&str, &str)]] = &[
     &[],
-    &[("Nats-Msg-Id", "this-machine:2026-01-01T00:00:00.000000:0")],
+    &[("Nats-Msg-Id", "other:2026-01-01T00:00:00.000000:0")],
     &[("Nats-Expected-Stream", SAMPLE_STREAM), ("Nats-TTL", "1s")],
     &[("Nats-Rollup", "all")],
     &[("KV-Operation", "PURGE")],
     &[("Nats-Trace-Dest", "vmwatch.v1.audit.auth.login")],
     &[
         ("Nats-Schedule", "@every 1s"),
-        ("Nats-Schedule-Target", "vmwatch.v1.samples.this-machine"),
+        ("Nats-Schedule-Target", "vmwatch.v1.samples.other"),
     ],
     &[("Nats-Batch-Id", "x"), ("Nats-Batch-Sequence", "1")],
 ];
@@ -93,8 +104,8 @@ async fn fingerprint(stack: &Stack) -> Fingerprint {
         };
         (info.config.name, compared)
     };
-    // The guest may change the stream of samples. Dead letters are checked separately.
-    let of_others = |name: &str| ![SAMPLE_STREAM, DEAD_LETTER_STREAM].contains(&name);
+    // The guest may change the stream of samples. Dead letters and its status are checked separately.
+    let of_others = |name: &str| ![SAMPLE_STREAM, DEAD_LETTER_STREAM, STATUS_STREAM].contains(&name);
     streams
         .into_iter()
         .map(of_one)
@@ -102,40 +113,50 @@ async fn fingerprint(stack: &Stack) -> Fingerprint {
         .collect()
 }
 
-async fn dead_letters(stack: &Stack) -> u64 {
-    let stream = stack
-        .bus
-        .jetstream_for_tests()
-        .get_stream(DEAD_LETTER_STREAM)
-        .await
-        .unwrap();
-    stream.cached_info().state.messages
+async fn messages(stack: &Stack, stream: &str) -> u64 {
+    let stream = stack.bus.jetstream_for_tests().get_stream(stream).await;
+    stream.unwrap().cached_info().state.messages
 }
 
-/// The guest publishes with every subject, reply subject and header. The services' account, other VMs' samples and the
-/// administrator's login must not be affected, and the guest's own samples must still be accepted.
+/// Subscribes to the subjects, publishes to them, and sends the guest's own messages with them as reply subjects and with every
+/// header.
+async fn attack(guest: &mut Agent, subjects: &[&str]) -> String {
+    let inbox = guest.inbox("x");
+    for subject in subjects {
+        let subscriptions = format!("SUB {subject} 1\r\nSUB {subject} queue 2\r\n");
+        guest.raw.send(subscriptions.as_bytes()).await;
+        guest.raw.send(&message(subject, Some(&inbox), &[], b"{}")).await;
+        for headers in HEADERS {
+            for own in [
+                message(OWN, Some(subject), headers, b"{}"),
+                message(STATUS, Some(subject), headers, b"{}"),
+                // Only the first of these changes the stored status.
+                message(STATUS, Some(subject), headers, VALID_STATUS),
+            ] {
+                guest.raw.send(&own).await;
+            }
+        }
+    }
+    guest.raw.settle().await
+}
+
+/// The guest publishes with every subject, reply subject and header. The services' account, other VMs' samples and status and
+/// the administrator's login must not be affected, and the guest's own samples and status must still be accepted.
 #[tokio::test]
-async fn guest_can_publish_only_its_own_samples() {
+async fn guest_can_publish_only_its_own_samples_and_status() {
     let stack = Stack::builder().with_permissions().start().await;
-    // The state of the streams is recorded after this login, because a login writes to KV buckets.
+    // The state of the streams is recorded after this login and these enrolments, because they write to KV buckets.
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
+    let inbox_of_other = Agent::enrolled(&stack, OTHER).await.inbox(">");
+    let mut guest = Agent::logged_in(&stack, GUEST).await;
     let before = fingerprint(&stack).await;
     assert!(
         before.keys().any(|name| name == "KV_vmwatch_user_sessions"),
         "{before:?}"
     );
 
-    let mut guest = Raw::connect(&stack, GUEST).await;
-    for subject in SUBJECTS {
-        guest
-            .send(format!("SUB {subject} 1\r\nSUB {subject} queue 2\r\n").as_bytes())
-            .await;
-        guest.send(&message(subject, Some(INBOX), &[], b"{}")).await;
-        for headers in HEADERS {
-            guest.send(&message(OWN, Some(subject), headers, b"{}")).await;
-        }
-    }
-    let output = guest.settle().await;
+    let subjects = [SUBJECTS, &[inbox_of_other.as_str()]].concat();
+    let output = attack(&mut guest, &subjects).await;
     assert!(output.contains("Permissions Violation for Publish"), "{output}");
     assert!(
         output.contains("Permissions Violation for Subscription"),
@@ -149,14 +170,34 @@ async fn guest_can_publish_only_its_own_samples() {
     // When the sample that is published last is stored, all messages above have been processed.
     let mut own = Publisher::new(&stack, GUEST, 1);
     own.publish().await;
-    guest.send(format!("SUB {INBOX} 3\r\n").as_bytes()).await;
-    guest.send(&message(OWN, Some(INBOX), &[], b"{}")).await;
+    let inbox = guest.inbox("x");
+    guest.raw.send(format!("SUB {inbox} 3\r\n").as_bytes()).await;
+    guest.raw.send(&message(OWN, Some(&inbox), &[], b"{}")).await;
     let output = guest
+        .raw
         .settle_until(&format!(r#""stream":"{SAMPLE_STREAM}""#))
         .await;
     assert!(
-        output.contains(INBOX),
+        output.contains(&inbox),
         "the acknowledgement of the last sample is missing: {output}"
+    );
+    let inbox = guest.inbox("status");
+    guest.raw.send(format!("SUB {inbox} 4\r\n").as_bytes()).await;
+    eventually(
+        "the guest's status is stored and acknowledged",
+        PATIENCE,
+        async || {
+            let status = message(STATUS, Some(&inbox), &[], VALID_STATUS);
+            guest.raw.send(&status).await;
+            let output = guest.raw.settle().await;
+            output.contains(&inbox).then_some(()).ok_or(output)
+        },
+    )
+    .await;
+    assert_eq!(
+        messages(&stack, STATUS_STREAM).await,
+        1,
+        "only the guest's own status is stored"
     );
     eventually("the guest's sample is stored", PATIENCE, async || {
         let rows = count(&stack.database).await?;
@@ -170,7 +211,7 @@ async fn guest_can_publish_only_its_own_samples() {
     assert!(events(&mut after) <= events(&mut before) + 2);
     assert_eq!(after, before);
     assert!(
-        dead_letters(&stack).await <= 1,
+        messages(&stack, DEAD_LETTER_STREAM).await <= 1,
         "a VM gets at most one dead letter per minute"
     );
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
@@ -182,19 +223,19 @@ async fn guest_can_publish_only_its_own_samples() {
 async fn guest_cannot_suppress_other_vms_samples_by_their_message_ids() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
-        .replicas(Program::Auth, 0)
         .replicas(Program::Lifecycle, 0)
         .with_permissions()
         .start()
         .await;
-    let mut other = Publisher::new(&stack, THIS_MACHINE, 1);
+    let mut other = Publisher::new(&stack, OTHER, 1);
     let sample = other.sample();
     let parts = agent::split(sample.clone(), &mut Encoder::new().unwrap()).unwrap();
-    let mut guest = Raw::connect(&stack, GUEST).await;
+    let mut guest = Agent::logged_in(&stack, GUEST).await;
     guest
+        .raw
         .send(&message(OWN, None, &[("Nats-Msg-Id", &parts[0].id)], b"{}"))
         .await;
-    guest.settle().await;
+    guest.raw.settle().await;
     other.send(&sample).await.unwrap();
     eventually("the other VM's sample is stored", PATIENCE, async || {
         let rows = count(&stack.database).await?;
@@ -207,32 +248,47 @@ async fn guest_cannot_suppress_other_vms_samples_by_their_message_ids() {
     let before = resident(&stack);
     let id = "x".repeat(60_000);
     for _ in 0..20 {
-        let mut guest = Raw::connect(&stack, GUEST).await;
+        guest.log_in(stack.nats.url()).await;
         let messages: Vec<u8> = (0..200)
             .flat_map(|number| message(OWN, None, &[("Nats-Msg-Id", &format!("{number}{id}"))], b"{}"))
             .collect();
-        guest.send(&messages).await;
-        guest.settle().await;
+        guest.raw.send(&messages).await;
+        guest.raw.settle().await;
     }
-    let mut guest = Raw::connect(&stack, GUEST).await;
-    guest
-        .send(&message(OWN, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES]))
-        .await;
-    assert!(
-        !guest.settle().await.contains("Violation"),
-        "a sample part of the maximum size is accepted"
-    );
-    guest
-        .send(&message(OWN, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES + 1]))
-        .await;
-    assert!(guest.settle().await.contains("Maximum Payload Violation"));
-    let mut guest = Raw::connect(&stack, GUEST).await;
-    for subscription in 0..20 {
+    for subject in [OWN, STATUS] {
+        guest.log_in(stack.nats.url()).await;
         guest
-            .send(format!("SUB _INBOX_vmwatch-agent-guest.{subscription} {subscription}\r\n").as_bytes())
+            .raw
+            .send(&message(subject, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES]))
             .await;
+        assert!(
+            !guest.raw.settle().await.contains("Violation"),
+            "a sample part of the maximum size is accepted"
+        );
+        guest
+            .raw
+            .send(&message(
+                subject,
+                None,
+                &[],
+                &vec![b'x'; SAMPLE_MESSAGE_BYTES + 1],
+            ))
+            .await;
+        assert!(guest.raw.settle().await.contains("Maximum Payload Violation"));
     }
-    assert!(guest.settle().await.contains("maximum subscriptions exceeded"));
+    guest.log_in(stack.nats.url()).await;
+    for subscription in 0..20 {
+        let inbox = guest.inbox(&subscription.to_string());
+        let subscribes = format!("SUB {inbox} {subscription}\r\n");
+        guest.raw.send(subscribes.as_bytes()).await;
+    }
+    assert!(
+        guest
+            .raw
+            .settle()
+            .await
+            .contains("maximum subscriptions exceeded")
+    );
     let grown = resident(&stack).saturating_sub(before);
     testkit::figure(
         "hostile_guest_4000_ids_of_60_kb_nats_growth_mib",
@@ -259,7 +315,9 @@ fn nats_limits_of_agents_match_the_programs() {
         number(accounts, "max_connections"),
         number(server, "max_connections") - 1000
     );
-    assert!(accounts.contains(&format!("subject: \"{SAMPLE_SUBJECT_PREFIX}*\"")));
+    for subject in [&format!("{SAMPLE_SUBJECT_PREFIX}*"), STATUS_SUBJECTS] {
+        assert!(accounts.contains(&format!("subject: \"{subject}\"")));
+    }
 }
 
 /// Returns the resident memory of NATS in KiB.

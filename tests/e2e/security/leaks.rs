@@ -107,16 +107,17 @@ async fn logs_traces_and_metrics_contain_no_secret() {
         .map(|password| ("a password".to_owned(), password.to_owned()))
         .into();
     secrets.extend(tokens.into_iter().map(|token| ("a token".to_owned(), token)));
-    let agent = format!("vmwatch-agent-{THIS_MACHINE}");
     for user in [
         "vmwatch-gateway",
         "vmwatch-auth",
         "vmwatch-metrics",
         "vmwatch-lifecycle",
-        &agent,
     ] {
         secrets.push((format!("the password of {user}"), stack.nats.password_of(user)));
     }
+    let seed = stack.folder().join(format!("identity-{THIS_MACHINE}/agent.seed"));
+    let seed = fs::read_to_string(seed).unwrap();
+    secrets.push(("the seed of the agent".to_owned(), seed));
     let mut texts = vec![(
         "the received traces".to_owned(),
         format!("{:?}", spans.lock().unwrap()).into_bytes(),

@@ -123,7 +123,7 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
 #[tokio::test]
 async fn database_client_trusts_only_the_configured_certificate_authority() {
     let folder = tempfile::tempdir().unwrap();
-    let secrets = Secrets::make(folder.path(), &[]).with_tls();
+    let secrets = Secrets::make(folder.path()).with_tls();
     let database = Database::start_with(folder.path(), secrets.database_certificate().as_deref()).await;
     let foreign = folder.path().join("foreign.pem");
     fs::write(&foreign, Authority::new().pem).unwrap();

@@ -150,15 +150,15 @@ fn get(path: &str, session: &str, headers: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Publishes as a hostile guest, with the bus credential of its agent: invalid messages, and small and large samples.
+/// Publishes as a hostile guest, with the key of its agent: invalid messages, and small and large samples.
 /// The guest sends at `rate` bytes per second, or as fast as NATS accepts if there is no rate.
 pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &CancellationToken) {
     /// Size of a small message in bytes, including its NATS protocol line.
     const SMALL: usize = 64;
     const SMALL_IN_A_ROUND: usize = 500;
     const LARGE: usize = 32 * 1024;
-    let user = format!("vmwatch-agent-{THIS_MACHINE}");
-    let bus = stack.nats.connect_as("hostile-guest", &user).await;
+    let key = stack.enrol(THIS_MACHINE).await;
+    let bus = stack.nats.connect_as_agent("hostile-guest", &key).await;
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{THIS_MACHINE}");
     let bodies = ["{}".to_owned(), "x".repeat(LARGE)];
     let began = Instant::now();

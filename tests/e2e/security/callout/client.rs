@@ -4,7 +4,7 @@ use async_nats::jetstream::kv::Store;
 use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use testkit::Stack;
+use testkit::{Stack, agent_record};
 use vmwatch_api::{
     Service,
     enrollment::{AGENT_BUCKET, AgentRecord},
@@ -14,26 +14,31 @@ use vmwatch_bus::provision::{BucketConfig, ensure_stream};
 use super::super::guest::raw::Raw;
 
 /// An agent and its connection.
-pub(super) struct Agent {
-    pub(super) vm: String,
-    pub(super) key: KeyPair,
-    pub(super) raw: Raw,
+pub(in crate::security) struct Agent {
+    pub(in crate::security) vm: String,
+    pub(in crate::security) key: KeyPair,
+    pub(in crate::security) raw: Raw,
 }
 
 impl Agent {
     /// Enrols an agent of this VM.
-    pub(super) async fn enrolled(stack: &Stack, vm: &str) -> Self {
-        let key = KeyPair::new_user();
-        enrol(stack, vm, &key).await;
+    pub(in crate::security) async fn enrolled(stack: &Stack, vm: &str) -> Self {
         Self {
             vm: vm.to_owned(),
-            key,
+            key: stack.enrol(vm).await,
             raw: Raw::open(stack.nats.url()).await,
         }
     }
 
+    /// An agent of this VM that is enrolled and has logged in.
+    pub(in crate::security) async fn logged_in(stack: &Stack, vm: &str) -> Self {
+        let mut agent = Self::enrolled(stack, vm).await;
+        agent.log_in(stack.nats.url()).await;
+        agent
+    }
+
     /// A second agent with the same key, as in a clone of the VM.
-    pub(super) async fn cloned(&self, stack: &Stack) -> Self {
+    pub(in crate::security) async fn cloned(&self, stack: &Stack) -> Self {
         Self {
             vm: self.vm.clone(),
             key: self.key.clone(),
@@ -41,7 +46,7 @@ impl Agent {
         }
     }
 
-    pub(super) async fn log_in(&mut self, url: &str) {
+    pub(in crate::security) async fn log_in(&mut self, url: &str) {
         let output = self.try_log_in(url).await;
         assert!(output.contains("PONG"), "{output}");
     }
@@ -55,7 +60,7 @@ impl Agent {
     }
 
     /// A subject at which the agent may receive replies.
-    pub(super) fn inbox(&self, name: &str) -> String {
+    pub(in crate::security) fn inbox(&self, name: &str) -> String {
         format!("_INBOX_{}.{name}", self.key.public_key())
     }
 }
@@ -104,34 +109,13 @@ async fn bucket(stack: &Stack) -> Store {
     jetstream.get_key_value(AGENT_BUCKET).await.unwrap()
 }
 
-fn record(key: &KeyPair) -> AgentRecord {
-    AgentRecord {
-        public_key: key.public_key().parse().unwrap(),
-        join_token: "0123456789abcdef".parse().unwrap(),
-        enrolled_at_ms: 1,
-        source: None,
-        platform: None,
-        revoked_at_ms: None,
-    }
-}
-
-async fn put(stack: &Stack, vm: &str, record: &AgentRecord) {
-    let value = serde_json::to_vec(record).unwrap();
-    bucket(stack).await.put(vm, value.into()).await.unwrap();
-}
-
-/// Stores the record of an agent.
-pub(super) async fn enrol(stack: &Stack, vm: &str, key: &KeyPair) {
-    put(stack, vm, &record(key)).await;
-}
-
 /// Marks the key of an agent as revoked.
 pub(super) async fn revoke(stack: &Stack, vm: &str, key: &KeyPair) {
     let record = AgentRecord {
         revoked_at_ms: Some(2),
-        ..record(key)
+        ..agent_record(key)
     };
-    put(stack, vm, &record).await;
+    stack.put_agent(vm, &record).await;
 }
 
 /// Deletes the record of an agent.

@@ -49,7 +49,7 @@ pub(super) fn limit_guest(stack: &Stack) {
     let rules = fs::read_to_string(deployed)
         .unwrap()
         .replace("192.0.2.0/24", GUEST_ADDRESS)
-        .replace("{ 4222 }", &format!("{{ {port} }}"));
+        .replace("{ 4222, 8443 }", &format!("{{ {port} }}"));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("guests.nft");
     fs::write(&file, rules).unwrap();

@@ -2,8 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use serde_json::json;
-use testkit::{PATIENCE, Stack};
+use testkit::PATIENCE;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -15,14 +14,14 @@ use tokio::{
 
 use super::filter::GUEST_ADDRESS;
 
-/// A connection with the credential of an agent.
+/// A connection from the address of the guest.
 pub(in crate::security) struct Raw {
     pub(super) reader: OwnedReadHalf,
     pub(super) writer: OwnedWriteHalf,
 }
 
 impl Raw {
-    /// Connects to the NATS server with this URL from the address of the guest, and does not log in.
+    /// Connects to the NATS server with this URL, and does not log in.
     pub(in crate::security) async fn open(url: &str) -> Self {
         let address = url.strip_prefix("nats://").unwrap();
         let socket = TcpSocket::new_v4().unwrap();
@@ -32,20 +31,6 @@ impl Raw {
         let connected = socket.connect(address.parse().unwrap()).await.unwrap();
         let (reader, writer) = connected.into_split();
         Self { reader, writer }
-    }
-
-    /// Connects and logs in as the agent of this VM.
-    pub(in crate::security) async fn connect(stack: &Stack, instance: &str) -> Self {
-        let user = format!("vmwatch-agent-{instance}");
-        let mut raw = Self::open(stack.nats.url()).await;
-        let options = json!({
-            "user": user, "pass": stack.nats.password_of(&user), "verbose": false, "pedantic": false,
-            "headers": true, "no_responders": true, "protocol": 1, "lang": "raw", "version": "0",
-        });
-        raw.send(format!("CONNECT {options}\r\n").as_bytes()).await;
-        let output = raw.settle().await;
-        assert!(output.contains("PONG"), "{output}");
-        raw
     }
 
     /// Sends bytes. It is not an error if the server has closed the connection.
