@@ -10,6 +10,8 @@
     figures     prints the figures that tests measured, and writes them to the file given by --json
 
     stack       the programs of a stack: arguments, environment, order of starting and stopping
+    bus         the configuration and the secrets of the stack's NATS server
+    agents      enrols the stack's agents
     machines    the instance id of this machine, and the VMs of libvirt's test driver
     guide       the output of `up`: waits for the first rows and prints `curl` commands to paste
     state       the folder .dev/: the lock and the list of running programs

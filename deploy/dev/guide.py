@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from . import layout, machines, processes
+from . import bus, layout, machines, processes
 from .hypervisor import Hypervisor
 from .state import State
 from .terminal import Step, say, style, table, warn
@@ -90,7 +90,11 @@ def session_lines(state: State, password: str, binaries: Path) -> list:
         ("this machine's newest row", _curl_line(state, VM_ROWS, state.instance, ',"limit":1')),
         ("four processes of this machine", _curl_line(state, PROCESS_ROWS, state.instance, ',"limit":4')),
     ]
-    reading = f"VMWATCH_NATS_URL={state.nats} {shlex.quote(str(binaries / 'vmwatch-lifecycle'))}"
+    # The programs that the user runs take the login to their own NATS server from the environment.
+    login = {} if os.environ.get("VMWATCH_NATS_URL") else bus.login("vmwatch-operator")
+    settings = {"VMWATCH_NATS_URL": state.nats, **login}
+    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
+    reading = " ".join([*words, shlex.quote(str(binaries / "vmwatch-lifecycle"))])
     # Commands that start VMs are not printed if the user has configured hypervisors.
     if not os.environ.get("VMWATCH_HYPERVISORS"):
         lines += [

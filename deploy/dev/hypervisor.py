@@ -4,6 +4,8 @@ agent.
 The end-to-end tests run a hypervisor in the same way (testkit/src/libvirtd.rs).
 """
 
+import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from . import layout
+from .guest import Archive
 from .processes import Identity, ended_how
 from .terminal import Problem
 
@@ -63,6 +66,11 @@ class Hypervisor:
         return f"qemu+unix:///session?socket={self.socket}"
 
     @property
+    def identity(self) -> Path:
+        """The folder with the identity of the guest's agent, which ./dev enrols before the guest is started."""
+        return Path(self.folder) / "identity"
+
+    @property
     def console(self) -> Path:
         return Path(self.folder) / "home" / "console"
 
@@ -73,9 +81,29 @@ class Hypervisor:
     def environment(self) -> Dict[str, str]:
         return {"PATH": PATH, "HOME": f"{self.folder}/home", "XDG_RUNTIME_DIR": f"{self.folder}/run"}
 
-    def define(self, bus_port: int, settings: Dict[str, str]) -> None:
-        """Defines the VM in libvirt. Its agent gets these settings and connects to NATS at the given port."""
-        settings = {**settings, "VMWATCH_NATS_URL": f"nats://{HOST_OF_GUEST}:{bus_port}"}
+    def install_identity(self, bus_port: int) -> None:
+        """Appends the identity to the guest's initramfs. In the guest, the NATS server at this port has another address than
+        at the enrolment. What the platform of this machine says, where the agent was enrolled, does not apply to the guest."""
+        record = json.loads((self.identity / "enrollment.json").read_text())
+        record["answer"]["nats_urls"] = [f"nats://{HOST_OF_GUEST}:{bus_port}"]
+        record.pop("platform", None)
+        archive, inside = Archive(), "var/lib/vmwatch-agent/identity"
+        parts = inside.split("/")
+        for end in range(1, len(parts) + 1):
+            archive.folder("/".join(parts[:end]))
+        archive.file(f"{inside}/enrollment.json", json.dumps(record).encode(), 0o600)
+        archive.file(f"{inside}/agent.seed", (self.identity / "agent.seed").read_bytes(), 0o600)
+        path = Path(self.folder) / "image" / "initramfs.gz"
+        # The file contains the seed now, and only QEMU's user may read it.
+        path.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        # The kernel unpacks archives that follow each other.
+        with open(path, "ab") as initramfs:
+            initramfs.write(gzip.compress(archive.bytes(), mtime=0))
+
+    def define(self, settings: Dict[str, str]) -> None:
+        """Defines the VM in libvirt. Its agent gets these settings."""
         words = [f"vmwatch.{name[len('VMWATCH_'):]}={value}" for name, value in settings.items()]
         domain = (layout.ROOT / "deploy/guest/domain.xml").read_text()
         for name, value in {

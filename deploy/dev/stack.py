@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from . import interrupts, layout, machines, ports, processes
+from . import bus, interrupts, layout, machines, ports, processes
 from .processes import Identity
 from .state import Running, State
 from .terminal import Problem, Step, warn
@@ -59,6 +59,7 @@ class Plan:
     """The configuration of a stack."""
 
     binaries: Path
+    # None if the user provides NATS. Then the programs log in as the user's settings say, and agents do not enrol.
     nats_server: Optional[Path]
     database: Optional[Database]
     listen: str
@@ -70,7 +71,7 @@ class Plan:
         host = ports.LOOPBACK
         if self.nats_server:
             port = self.state.ports["nats"]
-            argv = [self.nats_server, "-a", host, "-p", port, "-n", "vmwatch-dev", "-js", "-sd", layout.DOT / "nats"]
+            argv = [self.nats_server, "-a", host, "-p", port, "-c", bus.prepare()]
             found.append(Program("nats", argv, dict(os.environ), f"{host}:{port}"))
         if self.database:
             port = self.state.ports["database"]
@@ -86,33 +87,52 @@ class Plan:
 
     def setups(self) -> List[Program]:
         """Returns the commands that create or change the JetStream streams and KV buckets, unless the user provides NATS."""
-        found = [self._ours(name) for name in ("auth", "metrics", "lifecycle")] if self.nats_server else []
+        if not self.nats_server:
+            return []
+        found = [self._service(name, bus.login("vmwatch-setup")) for name in ("auth", "metrics", "lifecycle")]
         return [Program(f"{one.name}-setup", [*one.argv, "setup"], one.env, "") for one in found]
 
     def services(self) -> List[Program]:
-        """Returns the programs of vmwatch. They can start at the same time, because each waits for its dependencies."""
+        """Returns the services. They can start at the same time, because each waits for its dependencies."""
         return [
-            self._ours(
-                "auth",
-                VMWATCH_ADMIN_USER=self.state.admin,
-                VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD),
-                VMWATCH_AGENT_NATS_URL=self.state.nats,
-                **agent_intervals(os.environ),
-            ),
-            self._ours("metrics"),
-            self._ours("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state)),
-            self._ours("gateway", VMWATCH_LISTEN=self.listen, **install_line(self.state.gateway, os.environ)),
-            self._ours(
-                "agent",
-                VMWATCH_INSTANCE_ID=self.state.instance,
-                VMWATCH_AGENT_SPOOL_DIR=str(layout.DOT / "agent-spool"),
-                **agent_intervals(os.environ),
-            ),
+            self.auth(),
+            self._service("metrics"),
+            self._service("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state)),
+            self._service("gateway", VMWATCH_LISTEN=self.listen, **install_line(self.state.gateway, os.environ)),
         ]
+
+    def auth(self) -> Program:
+        return self._service(
+            "auth",
+            VMWATCH_ADMIN_USER=self.state.admin,
+            VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD),
+            VMWATCH_AGENT_NATS_URL=self.state.nats,
+            **(bus.callout() if self.nats_server else {}),
+            **agent_intervals(os.environ),
+        )
+
+    def agent(self, identity: Path) -> Program:
+        """Returns this machine's agent. It logs in with this identity, which must be enrolled, unless the user provides NATS."""
+        login = {"VMWATCH_AGENT_IDENTITY_DIR": str(identity)} if self.nats_server else {"VMWATCH_NATS_URL": self.state.nats}
+        return self._ours(
+            "agent",
+            VMWATCH_INSTANCE_ID=self.state.instance,
+            VMWATCH_AGENT_SPOOL_DIR=str(layout.DOT / "agent-spool"),
+            **login,
+            **agent_intervals(os.environ),
+        )
+
+    def _service(self, name: str, login: Optional[Dict[str, str]] = None, **settings: str) -> Program:
+        """Returns a service, which logs in as its own NATS user unless another login is given or the user provides NATS."""
+        own = (login or bus.login(f"vmwatch-{name}")) if self.nats_server else {}
+        return self._ours(name, VMWATCH_NATS_URL=self.state.nats, **own, **settings)
 
     def _ours(self, name: str, **settings: str) -> Program:
         health = f"{ports.LOOPBACK}:{self.state.ports[name]}"
-        env = {**os.environ, "VMWATCH_NATS_URL": self.state.nats, "VMWATCH_HEALTH_LISTEN": health, **settings}
+        # A login in the environment is for the server that the user provides.
+        unused = bus.LOGIN if self.nats_server else ()
+        env = {variable: value for variable, value in os.environ.items() if variable not in unused}
+        env = {**env, "VMWATCH_HEALTH_LISTEN": health, **settings}
         if self.database:
             env = {**RETENTION, **env, "VMWATCH_MONGODB_URI": self.state.database}
         address = self.state.gateway if name == "gateway" else ""

@@ -59,6 +59,7 @@ BUILD_NEEDS = [
     Need("pkg-config", "pkg-config", _program("pkg-config")),
     Need("libvirt-dev", "libvirt's library and headers", _libvirt),
     Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
+    Need("openssl", "openssl, which makes keys and certificates", _program("openssl")),
 ]
 CLOCK_NEEDS = [
     Need("libfaketime", "libfaketime, with which tests and benchmarks change the clock of a program", _fake_time),

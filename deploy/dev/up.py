@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from . import cargo, guest as image, guide, interrupts, layout, machines, ports, processes, stack, state, tools, web
+from . import agents, cargo, guest as image, guide, interrupts, layout, machines, ports, processes, stack, state, tools, web
 from .hypervisor import Hypervisor
 from .processes import Identity
 from .stack import Plan, Program, Stack
@@ -73,6 +73,12 @@ def _listen_address() -> str:
         host, port = ports.parse_address(listen)
     except ValueError as error:
         raise Problem(f"VMWATCH_LISTEN: {error}", code=EX_USAGE) from None
+    if not os.environ.get("VMWATCH_NATS_URL") and ports.reachable(host) not in (ports.LOOPBACK, "[::1]", "localhost"):
+        raise Problem(
+            f"VMWATCH_LISTEN: at {host} this machine's agent cannot enrol, because the gateway has no TLS",
+            f"Set VMWATCH_LISTEN=0.0.0.0:{port}, which includes this address and the loopback address.",
+            EX_USAGE,
+        )
     if not ports.is_free(port, host):
         another = ports.choose(["gateway"], {"gateway": port + 1}, str(layout.DOT))["gateway"]
         raise Problem(
@@ -102,9 +108,12 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     if servers:
         _launch(running, servers)
     if guest:
-        running.state.hypervisor.define(running.state.ports["nats"], stack.agent_intervals({}))
+        running.state.hypervisor.define(stack.agent_intervals({}))
     _set_up(plan.setups())
     _launch(running, plan.services())
+    if nats_server:
+        _enrol_agents(plan)
+    _launch(running, [plan.agent(agents.IDENTITY)])
     guide.await_rows(running.state, password)
     if detach:
         running.state.guard, running.state.detached = None, True
@@ -119,6 +128,16 @@ def _set_up(commands: List[Program]) -> None:
     with Step("creating streams and KV buckets") as step:
         for command in commands:
             processes.run(step, command.argv, command.log, env=command.env, limit=stack.READY_LIMIT)
+        step.done()
+
+
+def _enrol_agents(plan: Plan) -> None:
+    own = plan.state.hypervisor
+    with Step("enrolling the agents") as step:
+        agents.enrol(plan, plan.state.instance, agents.IDENTITY)
+        if own:
+            agents.enrol(plan, own.instance, own.identity)
+            own.install_identity(plan.state.ports["nats"])
         step.done()
 
 

@@ -5,6 +5,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -13,7 +14,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from dev import cargo, commands, figures, guide, interrupts, machines, stack, state, terminal, tools
+from dev import bus, cargo, commands, figures, guide, interrupts, layout, machines, stack, state, terminal, tools
 from dev.processes import Identity
 from dev.state import Running, State
 
@@ -108,6 +109,35 @@ class Machines(unittest.TestCase):
         self.assertEqual(len(stack.agent_intervals({})), 2)
 
 
+class Bus(unittest.TestCase):
+    def test_configuration_of_nats_is_the_deployed_one_without_open_ports_and_tls(self):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "made").mkdir()
+            for name in ("users.conf", "system.conf", "callout.conf"):
+                (root / "made" / name).write_text("")
+            path = bus.write_config(layout.ROOT / "deploy/nats", root / "made", root / "config", root / "store")
+            text = path.read_text()
+            for part in ("auth_callout", "include accounts.conf", "sync_interval: always", f'store_dir: "{root}/store"'):
+                self.assertIn(part, text)
+            for part in ("0.0.0.0", "8222", "tls.conf", "websocket.conf"):
+                self.assertNotIn(part, text)
+            included = re.findall(r"(?m)^\s*include (\S+)$", text + (path.parent / "accounts.conf").read_text())
+            self.assertEqual([name for name in included if not (path.parent / name).exists()], [])
+
+    def test_data_of_a_server_without_accounts_moves_once_to_the_account_of_the_services(self):
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder)
+            bus.keep_data(store)
+            former, now = (store / "jetstream" / name for name in ("$G", "VMWATCH"))
+            (former / "streams").mkdir(parents=True)
+            bus.keep_data(store)
+            self.assertTrue((now / "streams").exists() and not former.exists())
+            former.mkdir()
+            bus.keep_data(store)
+            self.assertTrue(former.exists(), "data of the account must not be overwritten")
+
+
 class Kept(unittest.TestCase):
     def test_stack_state_round_trips_through_its_file(self):
         identity = Identity(4711, 99, "boot")
@@ -151,7 +181,11 @@ class Guide(unittest.TestCase):
         self.assertIn('"data":{"instance_id":"vm-1"},"session_id":"","limit":1}', shown)
         session = subprocess.run(["sh", "-c", f'{login}echo "$session"'], capture_output=True, text=True, check=True)
         self.assertEqual(session.stdout, "THE-TOKEN\n")
-        self.assertIn("VMWATCH_NATS_URL=nats://127.0.0.1:28001 '/with space/vmwatch-lifecycle' state", lines[4])
+        self.assertRegex(
+            lines[4],
+            r"^VMWATCH_NATS_URL=nats://127.0.0.1:28001 VMWATCH_NATS_USER=vmwatch-operator VMWATCH_NATS_PASSWORD_FILE=\S+ "
+            "'/with space/vmwatch-lifecycle' state",
+        )
 
 
 class Interrupts(unittest.TestCase):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import unittest
 import urllib.request
 from pathlib import Path
 
-from dev import layout, machines, ports
+from dev import bus, layout, machines, ports
 from dev.processes import Identity, wait_for
 
 # Time limit in seconds for a condition; it is much longer than a stack needs on an idle machine.
@@ -94,6 +95,7 @@ class Detached(WholeStack):
         started = self.identities()
         self.check_pasted_lines(shown)
         self.check_status()
+        self.check_nats_refuses_clients_without_login()
         self.check_second_stack_is_refused()
         self.check_logs()
         self.check_status_of_an_ended_service(started["metrics"])
@@ -129,6 +131,14 @@ class Detached(WholeStack):
         self.assertEqual(shown.returncode, 0, shown.stdout)
         self.assertIn(status["api"], shown.stdout)
 
+    def check_nats_refuses_clients_without_login(self):
+        host, port = ports.parse_address(self.status()["nats"].removeprefix("nats://"))
+        with socket.create_connection((host, port), timeout=PATIENCE) as client:
+            client.sendall(b'CONNECT {"verbose":false,"user":"guess","pass":"guess"}\r\nPING\r\n')
+            said = client.makefile("rb").read()
+        self.assertIn(b"Authorization Violation", said)
+        self.assertNotIn(b"PONG", said)
+
     def check_second_stack_is_refused(self):
         refused = self.dev("up")
         self.assertEqual(refused.returncode, 1)
@@ -146,6 +156,25 @@ class Detached(WholeStack):
         shown = self.dev("status")
         self.assertEqual(shown.returncode, 1)
         self.assertRegex(shown.stdout, r"metrics +\d+ +ended")
+
+
+    def test_stack_keeps_what_was_stored_before_nats_had_accounts(self):
+        self.detach()
+        password = Path(self.status()["admin_password_file"]).read_text().strip()
+        session = self.ask({"method": 458753, "data": {"user_name": "admin", "password": password}})["session_id"]
+        self.assertEqual(self.dev("down").returncode, 0)
+        accounts = self.folder / "nats" / "jetstream"
+        (accounts / bus.ACCOUNT).rename(accounts / bus.FORMER_ACCOUNT)
+        for made in ("secrets", "nats-config", "agent-identity"):
+            shutil.rmtree(self.folder / made)
+        self.detach()
+        rows = self.ask({"method": 611611, "data": {"instance_id": self.status()["instance_id"]}, "session_id": session, "limit": 1})
+        self.assertEqual(rows["status_code"], 1, rows)
+
+    def ask(self, request):
+        body = json.dumps(request).encode()
+        with urllib.request.urlopen(self.status()["api"], body, timeout=10) as answer:
+            return json.load(answer)
 
 
 class Foreground(WholeStack):
