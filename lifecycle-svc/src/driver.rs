@@ -8,6 +8,7 @@ mod nova;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
+use domain_stats::DomainStats;
 use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 pub(crate) use self::{
@@ -48,9 +49,12 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// Lists the VMs of the hypervisor, at most [`MAX_LISTED`].
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
+
+    /// Reads the counters of the active VMs, of at most [`MAX_LISTED`]; none if the hypervisor has no counters.
+    async fn stats(&self) -> Result<Vec<(InstanceId, DomainStats)>, DriverError>;
 }
 
-/// Maximum number of VMs that are listed for one hypervisor.
+/// Maximum number of VMs that are listed, or measured, for one hypervisor.
 pub(crate) const MAX_LISTED: usize = 10_000;
 
 /// A VM in the list of a hypervisor.

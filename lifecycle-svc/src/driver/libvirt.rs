@@ -6,11 +6,13 @@
 
 mod connection;
 mod labels;
+mod list;
 mod threads;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use domain_stats::DomainStats;
 use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 use virt::{
@@ -37,6 +39,8 @@ pub(super) struct Libvirt {
     /// The only permit for listing VMs. It is separate from the permits of actions, so that a list that hangs does not
     /// delay actions; meanwhile no second list is started.
     list_permit: Arc<Semaphore>,
+    /// The only permit for reading counters, so that this never delays actions or lists.
+    stats_permit: Arc<Semaphore>,
     label_reads: LabelReads,
 }
 
@@ -47,6 +51,7 @@ impl Libvirt {
             limits,
             permits: Arc::new(Semaphore::new(limits.at_once)),
             list_permit: Arc::new(Semaphore::new(1)),
+            stats_permit: Arc::new(Semaphore::new(1)),
             label_reads: LabelReads::default(),
         }
     }
@@ -161,41 +166,21 @@ impl Driver for Libvirt {
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         let label_reads = self.label_reads.clone();
         self.call_with_permit(&self.list_permit, move |connect| {
-            let domains = connect.list_all_domains(0)?;
-            let found = domains.iter().take(MAX_LISTED).filter_map(|domain| {
-                let found = found(domain).transpose()?;
-                Some(found.map(|(uuid, found)| (uuid, domain, found)))
-            });
-            let found = found.collect::<Result<Vec<_>, _>>()?;
-            let listed: Vec<_> = found.iter().map(|(uuid, domain, _)| (*uuid, *domain)).collect();
-            let mut labels = label_reads.read(&listed);
-            let found = found.into_iter().map(|(uuid, _, found)| Found {
-                labels: labels.remove(&uuid),
-                ..found
-            });
-            Ok(found.collect())
+            list::read(connect, &label_reads)
         })
         .await
     }
-}
 
-/// Reads the details of a listed VM; `None` if the VM was removed after it was listed. Any other error makes the whole
-/// list fail, because a VM that is missing from the list counts as removed.
-fn found(domain: &Domain) -> Result<Option<(Uuid, Found)>, Error> {
-    let read = || -> Result<_, Error> { Ok((domain.get_uuid()?, domain.get_name()?, state_of(domain)?)) };
-    match read() {
-        Ok((uuid, name, state)) => {
-            let id = uuid.hyphenated().to_string().parse().ok();
-            let found = id.map(|id| Found {
-                id,
-                name,
-                state,
-                labels: None,
+    async fn stats(&self) -> Result<Vec<(InstanceId, DomainStats)>, DriverError> {
+        self.call_with_permit(&self.stats_permit, |connect| {
+            let stats = domain_stats::read(connect, MAX_LISTED)?.into_iter();
+            let stats = stats.filter_map(|stats| {
+                let uuid = Uuid::from_bytes(stats.uuid).hyphenated().to_string();
+                Some((uuid.parse().ok()?, stats))
             });
-            Ok(found.map(|found| (uuid, found)))
-        }
-        Err(error) if error.code() == ErrorNumber::NoDomain => Ok(None),
-        Err(error) => Err(error),
+            Ok(stats.collect())
+        })
+        .await
     }
 }
 
@@ -303,6 +288,19 @@ mod tests {
         let open = Fence::until(u64::MAX);
         assert_eq!(libvirt.destroy(&id, &open).await, Ok(()));
         assert_eq!(libvirt.state(&id).await, Ok(MachineState::ShutOff));
+    }
+
+    /// If reading the counters shared a permit with actions or lists, it would wait here, and would delay these.
+    #[tokio::test]
+    async fn counters_are_read_with_a_permit_of_their_own() {
+        let libvirt = Libvirt::new("test:///default".to_owned(), LIMITS);
+        let id = libvirt.list().await.unwrap()[0].id.clone();
+        let _of_actions = libvirt.permits.acquire().await.unwrap();
+        let _of_lists = libvirt.list_permit.acquire().await.unwrap();
+        let read = tokio::time::timeout(LIMITS.timeout / 2, libvirt.stats());
+        let stats = read.await.unwrap().unwrap();
+        let ids: Vec<_> = stats.into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, [id]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod settings;
 
 use ::http::{HeaderName, Method, Request, StatusCode, header::CONTENT_TYPE};
 use async_trait::async_trait;
+use domain_stats::DomainStats;
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -228,6 +229,12 @@ impl Driver for Nova {
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         self.with_permit(&self.list_permit, self.all_servers()).await
+    }
+
+    /// Nova gives no counters: what `/servers/ID/diagnostics` contains depends on the hypervisor, and it takes a call
+    /// per server.
+    async fn stats(&self) -> Result<Vec<(InstanceId, DomainStats)>, DriverError> {
+        Ok(Vec::new())
     }
 }
 
