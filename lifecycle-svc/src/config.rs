@@ -4,12 +4,13 @@ mod hypervisors;
 
 use std::{net::SocketAddr, time::Duration};
 
+use vmwatch_api::time::UtcOffset;
 use vmwatch_bus::{
     BusSettings, audit, limits,
     serve::{self, ServeSettings},
 };
 use vmwatch_service::{
-    config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value},
+    config::{self, Environment, Invalid, STREAM_REPLICAS, Setting, UTC_OFFSET, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -34,6 +35,12 @@ const STATE_INTERVAL: Setting = Setting {
     value: Value::Duration("100ms", "1h"),
     default: "5s",
     help: "interval at which one replica lists the VMs of each hypervisor; the list of VMs and live events about VM states lag by at most this time",
+};
+const SAMPLE_INTERVAL: Setting = Setting {
+    name: "VMWATCH_HYPERVISOR_SAMPLE_INTERVAL",
+    value: Value::Duration("1s", "1h"),
+    default: "10s",
+    help: "interval at which one replica reads the counters of the VMs of each hypervisor, for measures that need no agent; OpenStack Nova gives none",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
@@ -69,12 +76,14 @@ pub const SETTINGS: &[&[Setting]] = &[
         HYPERVISOR_TIMEOUT,
         HYPERVISOR_CALLS,
         STATE_INTERVAL,
+        SAMPLE_INTERVAL,
         OPERATION_LIMIT,
         OPERATION_LEASE,
         OPERATIONS_KEEP,
         OPERATIONS_MAX_BYTES,
         audit::REQUIRED,
         STREAM_REPLICAS,
+        UTC_OFFSET,
         health::setting(HEALTH),
     ],
     serve::SETTINGS,
@@ -102,10 +111,20 @@ pub struct LifecycleSettings {
 pub(crate) struct PollSettings {
     /// Interval at which the VMs of a hypervisor are listed.
     pub(crate) interval: Duration,
+    pub(crate) measures: MeasureSettings,
     /// Time after which a replica's lease on the polling of a hypervisor expires if it is not renewed.
     pub(crate) lease: Duration,
     /// Number of replicas of the KV buckets in a NATS cluster.
     pub(crate) replicas: usize,
+}
+
+/// Settings of the measures that hypervisors give.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MeasureSettings {
+    /// Interval at which the counters of a hypervisor are read.
+    pub(crate) interval: Duration,
+    /// UTC offset of the time in the samples.
+    pub(crate) utc_offset: UtcOffset,
 }
 
 /// Settings of the `setup` command, which needs no hypervisors.
@@ -184,6 +203,8 @@ impl LifecycleSettings {
         let at_once = env.number(&HYPERVISOR_CALLS);
         let operations = OperationSettings::read(env);
         let state_interval = env.duration(&STATE_INTERVAL);
+        let sample_interval = env.duration(&SAMPLE_INTERVAL);
+        let utc_offset = config::utc_offset(env);
         let operations = operations?;
         Ok(Self {
             bus: bus?,
@@ -197,6 +218,10 @@ impl LifecycleSettings {
             },
             polling: PollSettings {
                 interval: state_interval?,
+                measures: MeasureSettings {
+                    interval: sample_interval?,
+                    utc_offset: utc_offset?,
+                },
                 lease: operations.lease.min(MAX_POLL_LEASE),
                 replicas: operations.replicas,
             },

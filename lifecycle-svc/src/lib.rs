@@ -7,6 +7,7 @@
 //!     │            │  └─────> record, store, view: the KV bucket
 //!     ├────────> fleet ─────> driver::{libvirt, nova}
 //!     ├────────> inventory    the VMs of all hypervisors, polled by one replica each
+//!     │            └─────> measures  of these VMs, as their hypervisors see them
 //!     ├────────> labels       the labels that operators set: another KV bucket
 //!     ├────────> removal      of VMs that no hypervisor has any more
 //!     └────────> events       publishes changes
@@ -23,6 +24,7 @@ mod handlers;
 mod inventory;
 mod labels;
 mod lease;
+mod measures;
 mod operations;
 mod removal;
 mod state_machine;

@@ -8,6 +8,7 @@ use async_nats::jetstream::{
 };
 use vmwatch_api::{
     Service,
+    hypervisor_samples::HYPERVISOR_SAMPLE_SUBJECT_PREFIX,
     metrics::{
         DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM,
         SAMPLE_SUBJECT_PREFIX,
@@ -77,7 +78,10 @@ fn samples(settings: &StreamSettings) -> Config {
     Config {
         name: SAMPLE_STREAM.to_owned(),
         description: Some("samples waiting to be stored".to_owned()),
-        subjects: vec![format!("{SAMPLE_SUBJECT_PREFIX}*")],
+        subjects: vec![
+            format!("{SAMPLE_SUBJECT_PREFIX}*"),
+            format!("{HYPERVISOR_SAMPLE_SUBJECT_PREFIX}*"),
+        ],
         retention: RetentionPolicy::WorkQueue,
         // Refuse new samples when the stream is full: samples in the stream are never discarded, and agents keep
         // samples that were refused.

@@ -24,6 +24,7 @@ use crate::{
     events::Events,
     fence::LeaseEnd,
     fleet::{Fleet, Hypervisor},
+    measures::Measures,
 };
 
 /// Maximum number of concurrent writes to the inventory by one task.
@@ -46,6 +47,7 @@ struct Poller {
     inventory: Arc<Inventory>,
     hypervisor: Arc<Hypervisor>,
     events: Events,
+    measures: Measures,
     settings: PollSettings,
     owner: String,
 }
@@ -75,6 +77,7 @@ impl Polling {
                 inventory: Arc::clone(inventory),
                 hypervisor: Arc::clone(hypervisor),
                 events: events.clone(),
+                measures: Measures::new(&inventory.bus, &hypervisor.name, settings.measures),
                 settings,
                 owner: owner.clone(),
             };
@@ -107,6 +110,7 @@ impl Poller {
                     return;
                 }
                 () = lease.keep() => {}
+                () = self.measures.run(self.hypervisor.driver.as_ref(), &end) => {}
                 () = self.poll_until_unreachable(&end) => {
                     lease.release().await;
                     // Gives the other replicas time to take the lease.
