@@ -43,7 +43,7 @@ pub use client::{Answer, Gateway, codes, failure};
 pub use container::Container;
 pub use database::Database;
 pub use figures::figure;
-pub use libvirtd::Libvirtd;
+pub use libvirtd::{Libvirtd, NOBODY};
 pub use mongo_proxy::{Inserts, MongoProxy};
 pub use nats::Nats;
 pub use nats_proxy::NatsProxy;

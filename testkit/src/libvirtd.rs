@@ -7,13 +7,16 @@ use std::{
     process::Command,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{CWD, FileType, Mode, makedev, mknodat},
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 
-use crate::{PATIENCE, Process, Spec, eventually, tools};
+use crate::{PATIENCE, Process, Spec, eventually, free_port, tools};
 
 /// User id of `nobody` on Debian. QEMU needs no further permissions, and libvirtd in session mode must not run as root.
-const NOBODY: u32 = 65_534;
+pub const NOBODY: u32 = 65_534;
 
 /// A libvirtd in session mode with its own folder. Dropping it ends libvirtd and its guests.
 #[derive(Debug)]
@@ -21,11 +24,36 @@ pub struct Libvirtd {
     /// The process of libvirtd.
     pub process: Process,
     folder: TempDir,
+    port: Option<u16>,
+}
+
+/// What a libvirtd of a test can do besides running VMs of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ability {
+    None,
+    /// It listens on a TCP port without authentication.
+    Tcp,
+    /// It opens taps that belong to its user. This needs root.
+    Taps,
 }
 
 impl Libvirtd {
     /// Starts libvirtd and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_able(Ability::None).await
+    }
+
+    /// Starts a libvirtd that also listens on a TCP port, see [`Libvirtd::address`].
+    pub async fn start_with_tcp() -> Self {
+        Self::start_able(Ability::Tcp).await
+    }
+
+    /// Starts a libvirtd whose VMs can use taps that the test has created for [`NOBODY`]. The test must run as root.
+    pub async fn start_with_taps() -> Self {
+        Self::start_able(Ability::Taps).await
+    }
+
+    async fn start_able(ability: Ability) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("vmwatch-libvirt-")
             .tempdir()
@@ -39,6 +67,13 @@ impl Libvirtd {
         // these.
         let conf = "security_driver = \"none\"\nstdio_handler = \"file\"\n";
         fs::write(root.join("home/.config/libvirt/qemu.conf"), conf).unwrap();
+        let port = (ability == Ability::Tcp).then(free_port);
+        if let Some(port) = port {
+            let conf = format!(
+                "listen_tls = 0\nlisten_tcp = 1\nlisten_addr = \"127.0.0.1\"\ntcp_port = \"{port}\"\nauth_tcp = \"none\"\n"
+            );
+            fs::write(root.join("home/.config/libvirt/libvirtd.conf"), conf).unwrap();
+        }
         for part in ["vmlinuz", "initramfs.gz"] {
             fs::copy(tools::guest_image().join(part), root.join("image").join(part)).unwrap();
         }
@@ -48,8 +83,19 @@ impl Libvirtd {
                 chown(root.join(name), Some(NOBODY), Some(NOBODY)).unwrap();
             }
         }
-        let process = Process::start(spec(&root, as_root));
-        let this = Self { process, folder };
+        let mut spec = spec(&root, as_root);
+        if port.is_some() {
+            spec.args.push("--listen".to_owned());
+        }
+        if ability == Ability::Taps {
+            spec = with_tun_device(spec, &root);
+        }
+        let process = Process::start(spec);
+        let this = Self {
+            process,
+            folder,
+            port,
+        };
         eventually("libvirtd answers", PATIENCE, async || this.try_virsh(&["list"])).await;
         this
     }
@@ -58,6 +104,33 @@ impl Libvirtd {
     pub fn uri(&self) -> String {
         let socket = self.folder.path().join("run/libvirt/libvirt-sock");
         format!("qemu+unix:///session?socket={}", socket.display())
+    }
+
+    /// The address of the TCP port of a libvirtd from [`Libvirtd::start_with_tcp`].
+    pub fn address(&self) -> String {
+        let port = self.port.expect("this libvirtd listens on a TCP port");
+        format!("127.0.0.1:{port}")
+    }
+
+    /// A folder whose files libvirtd can read.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Creates a disk image that VMs can write to.
+    pub fn disk(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(bytes).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o666)).unwrap();
+        path
+    }
+
+    /// Defines a VM, which is switched off.
+    pub fn define(&self, uuid: &str, domain: &str) {
+        let file = self.folder.path().join(format!("{uuid}.xml"));
+        fs::write(&file, domain).unwrap();
+        self.virsh(&["define", &file.display().to_string()]);
     }
 
     /// Runs `virsh` and returns its output; panics if the command fails.
@@ -82,22 +155,28 @@ impl Libvirtd {
     /// Defines a guest that is switched off. The guest's agent gets these settings. Their names are given without the
     /// prefix `VMWATCH_`.
     pub fn define_guest(&self, uuid: &str, settings: &[(&str, &str)]) {
-        let root = self.folder.path();
+        self.define(uuid, &self.guest(uuid, settings));
+    }
+
+    /// The XML of a guest for [`Libvirtd::define_guest`].
+    pub fn guest(&self, uuid: &str, settings: &[(&str, &str)]) -> String {
         let settings: Vec<_> = settings
             .iter()
             .map(|(name, value)| format!("vmwatch.{name}={value}"))
             .collect();
         let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/guest/domain.xml");
-        let domain = fs::read_to_string(template)
+        fs::read_to_string(template)
             .unwrap()
             .replace("{name}", &format!("guest-{uuid}"))
             .replace("{uuid}", uuid)
-            .replace("{image}", &root.join("image").display().to_string())
+            .replace("{image}", &self.image().display().to_string())
             .replace("{settings}", &settings.join(" "))
-            .replace("{console}", &self.console_file(uuid).display().to_string());
-        let file = root.join(format!("{uuid}.xml"));
-        fs::write(&file, domain).unwrap();
-        self.virsh(&["define", &file.display().to_string()]);
+            .replace("{console}", &self.console_file(uuid).display().to_string())
+    }
+
+    /// The folder with the kernel and the initramfs of guests.
+    pub fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
     }
 
     /// The guest's console output so far.
@@ -169,5 +248,31 @@ fn spec(root: &Path, as_root: bool) -> Spec {
             ("XDG_RUNTIME_DIR".to_owned(), path("run")),
         ],
         log: root.join("libvirtd.log"),
+    }
+}
+
+/// Lets the user of libvirtd open `/dev/net/tun`, in a mount namespace of its own: on some machines only root may.
+fn with_tun_device(spec: Spec, root: &Path) -> Spec {
+    let device = root.join("tun");
+    let everybody = Mode::from_raw_mode(0o666);
+    mknodat(
+        CWD,
+        &device,
+        FileType::CharacterDevice,
+        everybody,
+        makedev(10, 200),
+    )
+    .expect("the test runs as root");
+    fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
+    let mount = format!("mount --bind {} /dev/net/tun && exec \"$@\"", device.display());
+    let mut args = ["--mount", "--propagation", "private", "sh", "-c", &mount, "sh"]
+        .map(str::to_owned)
+        .to_vec();
+    args.push(spec.program.display().to_string());
+    args.extend(spec.args);
+    Spec {
+        program: PathBuf::from("unshare"),
+        args,
+        ..spec
     }
 }

@@ -1,11 +1,17 @@
 //! Tests the NATS users and permissions in deploy/nats: all programs work with them, and forbidden actions are refused.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use async_nats::ConnectOptions;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testkit::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
+use testkit::{
+    ADMIN, Libvirtd, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually,
+    figure,
+};
 use vmwatch_api::{
     Principal, Role, Scope,
     lifecycle::{State, Target},
@@ -82,6 +88,46 @@ async fn all_programs_work_with_deployed_nats_permissions() {
     assert!(!log.contains(VIOLATION), "{log}");
 }
 
+/// The measures of a running VM without an agent are stored in the stream within 30 s of its start. The VM has no
+/// operating system, but its firmware uses CPU time.
+#[tokio::test]
+async fn lifecycle_svc_stores_hypervisor_samples_with_deployed_nats_permissions() {
+    const VM: &str = "2c1f7d5e-94a8-4d62-8f0b-6a3d1e0c9b57";
+    let libvirtd = Libvirtd::start().await;
+    libvirtd.define(
+        VM,
+        &format!(
+            "<domain type='qemu'><name>vm</name><uuid>{VM}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os>\
+             <devices><emulator>/usr/bin/qemu-system-x86_64</emulator></devices></domain>"
+        ),
+    );
+    let hypervisor = format!("lab={}", libvirtd.uri());
+    let stack = Stack::builder()
+        .set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisor)
+        .with_permissions()
+        .start()
+        .await;
+    libvirtd.virsh(&["start", VM]);
+    let lifecycle = stack.replica(Program::Lifecycle, 0);
+    let began = Instant::now();
+    eventually("two samples of the VM are stored", PATIENCE, async || {
+        let metrics = lifecycle.metrics().await;
+        let stored = metrics.lines().find_map(|line| {
+            let series = r#"vmwatch_hypervisor_samples_total{hypervisor="lab",result="stored"} "#;
+            line.strip_prefix(series)?.parse::<u64>().ok()
+        });
+        (stored >= Some(2)).then_some(()).ok_or(metrics)
+    })
+    .await;
+    figure(
+        "hypervisor_samples_first_rates_seconds",
+        began.elapsed().as_secs_f64(),
+    );
+    let log = stack.nats.server.log();
+    assert!(!log.contains(VIOLATION), "{log}");
+}
+
 /// Returns the names of the services that answer a ping, as `nats micro ping` does.
 async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     let client = bus.client_for_tests();
@@ -111,6 +157,13 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     // Only an agent may publish samples. An operator may publish dead letters again.
     ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
+    // Only lifecycle-svc may publish what hypervisors measure.
+    ("vmwatch-gateway", "vmwatch.v1.hypervisor_samples.vm-1", None),
+    ("vmwatch-auth", "vmwatch.v1.hypervisor_samples.vm-1", None),
+    ("vmwatch-metrics", "vmwatch.v1.hypervisor_samples.vm-1", None),
+    ("vmwatch-operator", "vmwatch.v1.hypervisor_samples.vm-1", None),
+    ("vmwatch-setup", "vmwatch.v1.hypervisor_samples.vm-1", None),
+    ("vmwatch-lifecycle", "vmwatch.v1.samples.vm-1", None),
     // Only a service may subscribe to its subjects, and only in its own queue group. Any other subscriber could read
     // passwords.
     ("vmwatch-gateway", "vmwatch.v1.auth.login", Some("")),

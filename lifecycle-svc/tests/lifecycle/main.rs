@@ -12,7 +12,11 @@ mod faults;
 mod inventory;
 mod labels;
 #[cfg(feature = "libvirt")]
+mod large_list;
+#[cfg(feature = "libvirt")]
 mod libvirt;
+#[cfg(feature = "libvirt")]
+mod measures;
 mod nova;
 mod nova_either;
 mod nova_https;
