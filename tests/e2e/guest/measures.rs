@@ -33,6 +33,9 @@ const RATIO: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 /// Network load in each direction: this many bytes, this many times a second.
 const CHUNK: usize = 64 << 10;
 const CHUNKS_PER_SECOND: u32 = 16;
+/// Without KVM, the guest takes the time in which it waits for a CPU of the host for its own CPU time. With more of it, in
+/// percent, the CPU usage from both sources is not comparable, because other programs use the host.
+const MAX_STEAL: f64 = 5.0;
 
 /// A tap of the host, with an address in a network of its own. It is deleted when this value is dropped.
 struct Tap {
@@ -118,12 +121,15 @@ async fn exchange(mut client: TcpStream, direction: Direction) {
     }
 }
 
-/// The guest's first program. It starts the load once the second interface exists, and is replaced by the usual one.
+/// The guest's first program. It starts the load once the second interface exists, and is replaced by the usual one. The
+/// shell needs `/dev/null` to start anything in the background, which `/init` hides later under the usual `/dev`.
 fn first_program(tap: &Tap, [to_guest, from_guest]: [u16; 2]) -> String {
     let (host, guest) = (tap.address(1), tap.address(2));
     format!(
         "#!/bin/sh\n\
          PATH=/bin\n\
+         busybox mkdir -p /dev\n\
+         busybox mknod /dev/null c 1 3\n\
          (\n\
          until busybox test -e /sys/class/net/eth1 -a -b /dev/vda; do busybox sleep 0.2; done\n\
          busybox ip link set eth1 up\n\
@@ -186,7 +192,7 @@ fn define(libvirtd: &Libvirtd, tap: &Tap, ports: [u16; 2], settings: &[(&str, &s
 type Measure = (&'static str, f64, fn(&HypervisorSample) -> Option<f64>);
 
 const MEASURES: [Measure; 6] = [
-    ("cpu_util", 40.0, |sample| sample.cpu_util),
+    ("cpu_util", 30.0, |sample| sample.cpu_util),
     ("mem", 1.0, |sample| sample.mem),
     ("disk_read", 100.0, |sample| sample.disk_read),
     ("disk_write", 100.0, |sample| sample.disk_write),
@@ -261,16 +267,22 @@ async fn hypervisor_and_agent_measure_the_same_load() {
         at > Some(from) && at <= Some(to)
     };
     let rows: Vec<_> = rows.iter().filter(is_between).collect();
+    let steal = mean(seen[1..].iter().map(|sample| sample.steal.unwrap_or_default()));
+    figure("hypervisor_to_agent_host_steal_percent", steal);
+    let mut different = Vec::new();
     for (name, _, measure) in MEASURES {
         let host = mean(seen[1..].iter().map(|sample| measure(sample).unwrap()));
         let guest = mean(rows.iter().map(|row| row[name].as_f64().unwrap()));
         let ratio = host / guest;
         figure(&format!("hypervisor_to_agent_{name}_ratio"), ratio);
-        println!("{name}: host {host:.1}, guest {guest:.1}");
-        assert!(
-            RATIO.contains(&ratio),
-            "{name}: host {host}, guest {guest}, of {} rows",
-            rows.len()
-        );
+        let is_comparable = name != "cpu_util" || steal <= MAX_STEAL;
+        if is_comparable && !RATIO.contains(&ratio) {
+            different.push(format!("{name}: host {host}, guest {guest}"));
+        }
     }
+    assert!(
+        different.is_empty(),
+        "{different:?}, of {} rows, steal {steal}",
+        rows.len()
+    );
 }

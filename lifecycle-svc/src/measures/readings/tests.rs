@@ -226,6 +226,16 @@ fn counters_that_libvirt_does_not_report_give_no_values() {
     assert_eq!((sample.cpu_util, sample.steal), (Some(75.0), None));
     assert_eq!((sample.net_incoming, sample.net_outgoing), (None, None));
 
+    // The host's kernel does not count how long virtual CPUs wait.
+    let mut clock = Clock::new();
+    let without_delay = |mut stats: DomainStats| {
+        stats.vcpus.values_mut().for_each(|vcpu| vcpu.delay = None);
+        stats
+    };
+    clock.next(&without_delay(vm()));
+    let sample = clock.next(&without_delay(later()));
+    assert_eq!((sample.cpu_util, sample.steal), (RATES[0], None));
+
     // More disks than are read.
     let mut clock = Clock::new();
     clock.next(&vm());
