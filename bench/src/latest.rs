@@ -290,7 +290,7 @@ impl Bench {
                     before: None,
                 };
                 let rows = match (question.kind, question.cmd) {
-                    (RowKind::Vm | RowKind::Filesystem, _) => {
+                    (RowKind::Vm | RowKind::Filesystem | RowKind::Hypervisor, _) => {
                         self.bus.call::<VmLatest>(&context, &latest).await
                     }
                     (RowKind::Process, None) => self.bus.call::<ProcessLatest>(&context, &latest).await,

@@ -299,7 +299,7 @@ impl RetentionSettings {
     pub(crate) const fn of(&self, kind: RowKind) -> Duration {
         match kind.retained_as() {
             RowKind::Process => self.processes,
-            RowKind::Vm | RowKind::Filesystem => self.vms,
+            RowKind::Vm | RowKind::Filesystem | RowKind::Hypervisor => self.vms,
         }
     }
 }

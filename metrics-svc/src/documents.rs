@@ -1,18 +1,19 @@
 //! Converts a sample into the MongoDB documents to store.
 
+mod hypervisor;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bson::{DateTime, RawDocumentBuf, oid::ObjectId};
+use bson::{RawDocumentBuf, oid::ObjectId};
 use vmwatch_api::{
     agents::Sender,
     events::UnstoredEvent,
     history::Resolution,
     metrics::{SAMPLE_FILESYSTEMS, SAMPLE_PART_ROWS, Sample},
-    time::UtcOffset,
+    time::{CreateDate, UtcOffset},
 };
 use vmwatch_blocks::RowIdentity;
 
@@ -69,6 +70,8 @@ pub struct Documents {
     pub processes: Vec<RawDocumentBuf>,
     /// Documents of filesystem rows.
     pub filesystems: Vec<RawDocumentBuf>,
+    /// Documents of rows that a hypervisor measured.
+    pub hypervisor: Vec<RawDocumentBuf>,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
     /// Number of times that records of ended processes were lost, as the agent reports it.
@@ -90,7 +93,8 @@ pub struct Documents {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExpiredRows {
     pub(crate) count: u64,
-    pub(crate) event: UnstoredEvent,
+    /// The live event about these rows; `None` for rows of a hypervisor, which are no fault of the agent.
+    pub(crate) event: Option<UnstoredEvent>,
 }
 
 /// Rows of a sample that were refused.
@@ -107,7 +111,7 @@ const MAX_REASONS: usize = 20;
 impl Documents {
     /// Total number of documents (rows).
     pub fn rows(&self) -> usize {
-        self.vms.len() + self.processes.len() + self.filesystems.len()
+        self.vms.len() + self.processes.len() + self.filesystems.len() + self.hypervisor.len()
     }
 
     /// The documents of one kind.
@@ -116,13 +120,29 @@ impl Documents {
             RowKind::Vm => &self.vms,
             RowKind::Process => &self.processes,
             RowKind::Filesystem => &self.filesystems,
+            RowKind::Hypervisor => &self.hypervisor,
         }
+    }
+
+    /// All documents, by kind.
+    pub(crate) fn each_mut(&mut self) -> [(RowKind, &mut Vec<RawDocumentBuf>); 4] {
+        [
+            (RowKind::Vm, &mut self.vms),
+            (RowKind::Process, &mut self.processes),
+            (RowKind::Filesystem, &mut self.filesystems),
+            (RowKind::Hypervisor, &mut self.hypervisor),
+        ]
+    }
+
+    /// A row that says when the sample was taken. All rows of a sample have the same effective date.
+    pub(crate) fn first(&self) -> Option<&RawDocumentBuf> {
+        let any = self.vms.first().or(self.processes.first());
+        any.or(self.hypervisor.first())
     }
 
     /// Start of the five-minute time bucket that contains the sample's rows.
     pub fn five_minutes(&self, offset: UtcOffset) -> Option<u64> {
-        let row = self.vms.first().or(self.processes.first());
-        let at = row?.get_datetime(SAMPLED_AT).ok()?.timestamp_millis();
+        let at = self.first()?.get_datetime(SAMPLED_AT).ok()?.timestamp_millis();
         let at = u64::try_from(at).unwrap_or(0);
         Some(bucket_start(
             at,
@@ -146,24 +166,13 @@ impl Documents {
         if sample.vm.is_none() && sample.processes.is_empty() && sample.sums.is_empty() {
             return Err(Refusal::Empty);
         }
-        let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
-        if moment < UNIX_EPOCH {
-            return Err(Refusal::Time);
-        }
-        if moment > arrival + MAX_AHEAD {
-            return Err(Refusal::Ahead(moment));
-        }
+        let moment = possible_moment(&sample.create_date, offset, arrival)?;
         within("net_incoming", sample.net_incoming, MAX_RATE)?;
         within("net_outgoing", sample.net_outgoing, MAX_RATE)?;
         for (name, seconds) in vm_seconds(sample) {
             within(name, seconds.unwrap_or(0.0), MAX_CPU_SECONDS)?;
         }
-        let at = Dates {
-            second: DateTime::from_system_time(moment)
-                .timestamp_millis()
-                .div_euclid(1000),
-            effective: DateTime::from_system_time(moment.min(arrival)),
-        };
+        let at = Dates::of(moment, arrival);
         let mut refused = Vec::new();
         let mut vms = Vec::new();
         if let Some(vm) = &sample.vm {
@@ -202,6 +211,7 @@ impl Documents {
             vms,
             processes,
             filesystems,
+            hypervisor: Vec::new(),
             refused: RefusedRows::of(&refused),
             expired: None,
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
@@ -210,6 +220,18 @@ impl Documents {
             far_ahead: moment > arrival + FAR_AHEAD,
         })
     }
+}
+
+/// The time of a sample, unless it is impossible.
+fn possible_moment(date: &CreateDate, offset: UtcOffset, arrival: SystemTime) -> Result<SystemTime, Refusal> {
+    let moment = date.moment(offset).map_err(|_| Refusal::Time)?;
+    if moment < UNIX_EPOCH {
+        return Err(Refusal::Time);
+    }
+    if moment > arrival + MAX_AHEAD {
+        return Err(Refusal::Ahead(moment));
+    }
+    Ok(moment)
 }
 
 impl RefusedRows {

@@ -20,7 +20,8 @@ use vmwatch_api::{
     InstanceId, Service,
     agents::Sender,
     events::{
-        EVENT_STREAM, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent, UnstoredEvent, event_filter,
+        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent,
+        UnstoredEvent, event_filter,
     },
     time::unix_millis,
 };
@@ -91,6 +92,15 @@ impl Events {
         let queued = sample(row, sender);
         if let Some(LiveEvent::Sample(event)) = queued.as_ref().map(|queued| &queued.event) {
             self.newest.note_stored(event);
+        }
+        self.enqueue(queued);
+    }
+
+    /// Publishes a live event about a row of a hypervisor like [`Events::publish_sample`].
+    pub(crate) fn publish_hypervisor_sample(&self, row: &RawDocument) {
+        let queued = hypervisor_sample(row);
+        if let Some(LiveEvent::HypervisorSample(event)) = queued.as_ref().map(|queued| &queued.event) {
+            self.newest.note_measured(event, unix_millis());
         }
         self.enqueue(queued);
     }
@@ -179,6 +189,15 @@ fn sample(row: &RawDocument, sender: Option<Sender>) -> Option<QueuedEvent> {
         sender,
     };
     queued(LiveEvent::Sample(event), row)
+}
+
+fn hypervisor_sample(row: &RawDocument) -> Option<QueuedEvent> {
+    let event = HypervisorSampleEvent {
+        instance_id: instance(row)?,
+        at_ms: at_ms(row)?,
+        values: VmRow::from_document(row).ok()?.values.into(),
+    };
+    queued(LiveEvent::HypervisorSample(event), row)
 }
 
 fn processes(rows: &[RawDocumentBuf]) -> Option<QueuedEvent> {

@@ -11,7 +11,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{MetricsError, instances::Instances, store::RowStore};
+use crate::{
+    MetricsError,
+    instances::Instances,
+    store::{RowKind, RowStore},
+};
 
 /// Interval at which the number of silent VMs is measured.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -45,7 +49,7 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
 async fn measure(store: Arc<RowStore>, silent_after: Duration, with_disk: bool) -> Result<(), MetricsError> {
     let now = SystemTime::now();
     let silent = now - silent_after;
-    let count = Instances::new(&store)
+    let count = Instances::new(&store, RowKind::Vm)
         .last_reported_within(silent - COUNTED_FOR..silent)
         .await?;
     gauge!("vmwatch_vms_fell_silent").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));

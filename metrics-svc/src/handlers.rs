@@ -5,7 +5,7 @@ use std::{future::ready, sync::Arc};
 use vmwatch_api::{
     Scope,
     filesystems::FilesystemsAt,
-    history::VmHistory,
+    history::{VmHistory, VmHypervisorHistory},
     lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
     process_search::ProcessSearch,
@@ -21,7 +21,7 @@ use vmwatch_bus::{
 
 use crate::{
     deadline::Deadline,
-    history::History,
+    history::Histories,
     processes::Processes,
     row_cache::{RowCache, RowQuery},
     store::{RowKind, RowStore},
@@ -33,7 +33,7 @@ pub(crate) fn register(
     server: Server,
     store: &Arc<RowStore>,
     newest: &Arc<RowCache>,
-    history: &Arc<History>,
+    histories: &Histories,
     processes: &Arc<Processes>,
     vms: &Arc<VmList>,
 ) -> Server {
@@ -41,7 +41,13 @@ pub(crate) fn register(
     let server = list_queries(server, vms);
     let server = server.method(
         VmHistory,
-        bind(history, |history, context, query| async move {
+        bind(&histories.agent, |history, context, query| async move {
+            history.series(&query, Deadline::of(&context)).await
+        }),
+    );
+    let server = server.method(
+        VmHypervisorHistory,
+        bind(&histories.hypervisor, |history, context, query| async move {
             history.series(&query, Deadline::of(&context)).await
         }),
     );
@@ -70,8 +76,7 @@ fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
         before: latest.before,
     };
     let of_vm = move |newest: Arc<RowCache>, context: Context, latest| async move {
-        let question = question(RowKind::Vm, latest, None);
-        newest.rows(question, Deadline::of(&context)).await
+        newest.vm_rows(latest, Deadline::of(&context)).await
     };
     let of_processes = move |newest: Arc<RowCache>, context: Context, latest| async move {
         let question = question(RowKind::Process, latest, None);

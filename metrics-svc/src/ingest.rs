@@ -37,7 +37,7 @@ use metrics::counter;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vmwatch_api::{metrics::SAMPLE_SUBJECT_PREFIX, time::UtcOffset};
+use vmwatch_api::{SUBJECT_PREFIX, metrics::SAMPLE_SUBJECT_PREFIX, time::UtcOffset};
 use vmwatch_bus::Bus;
 
 use self::{
@@ -52,7 +52,7 @@ use crate::{
     config::{BatchSettings, MetricsSettings, RateSettings, StreamSettings},
     documents::Documents,
     events::Events,
-    history::History,
+    history::Histories,
     store::RowStore,
     streams,
 };
@@ -69,7 +69,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Ingest {
     bus: Bus,
     store: Arc<RowStore>,
-    history: Arc<History>,
+    histories: Histories,
     events: Events,
     consumer: PullConsumer,
     batch: BatchSettings,
@@ -89,7 +89,7 @@ impl Ingest {
     pub(crate) fn new(
         bus: &Bus,
         store: Arc<RowStore>,
-        history: Arc<History>,
+        histories: &Histories,
         events: Events,
         consumer: PullConsumer,
         settings: &MetricsSettings,
@@ -97,7 +97,7 @@ impl Ingest {
         Self {
             bus: bus.clone(),
             store,
-            history,
+            histories: histories.clone(),
             events,
             consumer,
             batch: settings.batch,
@@ -140,7 +140,7 @@ impl Ingest {
     fn writer(&self) -> Writer {
         Writer::new(
             &self.store,
-            &self.history,
+            &self.histories,
             self.events.clone(),
             &self.bus,
             self.offset,
@@ -230,7 +230,7 @@ impl Ingest {
     /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
     /// given back to the caller, which writes it alone. Malformed messages count towards the rate of their VM as well.
     async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
-        let documents = read(&message, self.offset, &self.history.retention);
+        let documents = read(&message, self.offset, &self.histories.agent.retention);
         let good = documents.as_ref().ok();
         let cost = Cost {
             bytes: message.payload.len(),
@@ -244,6 +244,8 @@ impl Ingest {
         let instance = message
             .subject
             .strip_prefix(SAMPLE_SUBJECT_PREFIX)
+            // Samples of a hypervisor count separately from those of the agent. No id of a VM contains a dot.
+            .or_else(|| message.subject.strip_prefix(SUBJECT_PREFIX))
             .unwrap_or_default()
             .to_owned();
         let returns = match intake.rates.decide(&instance, cost, delivery) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vm_samples_instances  { _id: "vm-1", newest: { at, create_date, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
+//! vm_samples_hypervisor_instances  likewise, of the rows that hypervisors measured
 //! ```
 //!
 //! All fields are written with `$max`, which compares documents by their first field: the newest row by its effective date `at`, and a
@@ -32,7 +33,7 @@ use crate::{
     deadline::Deadline,
     documents::SAMPLED_AT,
     retention,
-    store::RowStore,
+    store::{RowKind, RowStore},
     vm_row::{RESTRICTED, VmRow, number},
 };
 
@@ -146,14 +147,15 @@ const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Suffix of the name of the collection of VMs.
 const SUFFIX: &str = "instances";
 
-/// Returns the date of a VM's newest row. The date may lag by a few seconds, and it is missing for rows of the software
+/// Returns the date of a VM's newest row, which an agent has reported or, for rows of hypervisors, a hypervisor. The date may lag by a few seconds, and it is missing for rows of the software
 /// of 2017 until they are rebuilt.
 pub(crate) async fn last_report(
     rows: &RowStore,
+    kind: RowKind,
     instance: &InstanceId,
     deadline: Deadline,
 ) -> Result<Option<SystemTime>, MetricsError> {
-    let instances = rows.reading_beside::<Document>(SUFFIX);
+    let instances = rows.reading_beside::<Document>(&kind.derived(SUFFIX));
     let query = instances
         .find_one(doc! { "_id": instance.as_str() })
         .projection(doc! { "newest.at": 1 })
@@ -172,10 +174,10 @@ pub(crate) async fn last_report(
 
 impl Instances {
     /// Opens the collection of VMs, which is in the same database as the rows.
-    pub(crate) fn new(rows: &RowStore) -> Self {
+    pub(crate) fn new(rows: &RowStore, kind: RowKind) -> Self {
         Self {
-            instances: rows.beside(SUFFIX),
-            reading: rows.reading_beside(SUFFIX),
+            instances: rows.beside(&kind.derived(SUFFIX)),
+            reading: rows.reading_beside(&kind.derived(SUFFIX)),
         }
     }
 

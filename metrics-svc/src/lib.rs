@@ -59,7 +59,7 @@ use crate::{
     compaction::Compaction,
     config::MetricsSettings,
     events::Events,
-    history::History,
+    history::Histories,
     ingest::{Ingest, suspects::Suspects},
     known_vms::KnownVms,
     newest::NewestRows,
@@ -99,7 +99,7 @@ async fn serve(
     let shutdown = program.shutdown().clone();
     let known_vms = KnownVms::follow(bus, &shutdown);
     let retention = RowRetention::new(settings, Some(known_vms.clone()));
-    let history = Arc::new(History::new(store, Arc::new(retention), settings.rollups));
+    let histories = Histories::new(store, &Arc::new(retention), settings.rollups);
     let processes = Arc::new(Processes::of(store));
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
     let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
@@ -113,7 +113,7 @@ async fn serve(
     ));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
-        history.prepare().await?;
+        histories.prepare().await?;
         Suspects::new(store).prepare(store).await
     })
     .await;
@@ -128,7 +128,7 @@ async fn serve(
     let (events, publishing) = Events::start(bus.clone(), settings.events, Arc::clone(&newest));
     let removal = Arc::new(Removal {
         rows: Arc::clone(store),
-        history: Arc::clone(&history),
+        histories: histories.clone(),
         newest: Arc::clone(&newest),
         statuses: Arc::clone(&statuses),
         audit: Audit::new(bus, settings.audit_required),
@@ -139,27 +139,21 @@ async fn serve(
             "the labels of VMs have not been read yet; until then the longest retention applies to all rows"
         );
     }
-    let ingest = Ingest::new(
-        bus,
-        Arc::clone(store),
-        Arc::clone(&history),
-        events,
-        consumer,
-        settings,
-    );
+    let ingest = Ingest::new(bus, Arc::clone(store), &histories, events, consumer, settings);
     let ingesting = tokio::spawn(ingest.run(shutdown.clone()));
     let work = [
-        tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
-        tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
+        tokio::spawn(Arc::clone(&histories.agent).follow(settings.rollups.interval, shutdown.clone())),
+        tokio::spawn(Arc::clone(&histories.hypervisor).follow(settings.rollups.interval, shutdown.clone())),
+        tokio::spawn(Arc::clone(&histories.agent).rebuild_once(shutdown.clone())),
         tokio::spawn(removal::follow(
             Arc::clone(store),
-            Arc::clone(&history),
+            histories.clone(),
             settings.rollups.interval,
             shutdown.clone(),
         )),
         tokio::spawn(unqueued::follow(
             Arc::clone(store),
-            Arc::clone(&history),
+            histories.clone(),
             shutdown.clone(),
         )),
         tokio::spawn(gauges::follow(
@@ -176,7 +170,7 @@ async fn serve(
     tokio::join!(newest.pass(), known_vms.filled(FIRST_READ));
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, store, &rows, &history, &processes, &vms);
+    let server = handlers::register(server, store, &rows, &histories, &processes, &vms);
     let server = server.method(HistoryRemove, bind(&removal, Removal::remove));
     // The task that publishes live events ends when all its senders are dropped, so only the server may hold this one.
     drop(removal);

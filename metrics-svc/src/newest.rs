@@ -1,4 +1,4 @@
-//! The newest row of each VM in memory, for the list of VMs.
+//! The newest rows of each VM in memory, for the list of VMs: the one of its agent and the one of its hypervisor.
 //!
 //! ```text
 //! rows stored by this replica ──────┐
@@ -10,10 +10,12 @@
 //! so a pass over the collection of VMs compares dates once per [`PASS_INTERVAL`]. It reads only the rows that are newer
 //! than those in memory, and removes the VMs that have left the collection.
 
+mod table;
+
 use std::{
     convert::Infallible,
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -29,20 +31,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId,
-    events::{EVENT_STREAM, LiveEvent, SampleEvent, UnstoredEvent, kind_filter},
+    events::{EVENT_STREAM, HypervisorSampleEvent, LiveEvent, SampleEvent, UnstoredEvent, kind_filter},
     time::unix_millis,
     vms::NewestSample,
 };
-use vmwatch_bus::{
-    Bus,
-    vms::{MAX_ROWS, Row, Rows},
-};
+use vmwatch_bus::{Bus, vms::Rows};
 
+use self::table::Table;
 use crate::{
     MetricsError,
     deadline::Deadline,
-    instances::{Instances, LastReport},
-    store::RowStore,
+    store::{RowKind, RowStore},
 };
 
 /// Interval at which the rows in memory are compared with the database.
@@ -51,21 +50,16 @@ const PASS_INTERVAL: Duration = Duration::from_mins(1);
 const PASS_LIMIT: Duration = Duration::from_secs(30);
 /// The rows in memory count as out of date if they have not been compared with the database for this time.
 const STALE_AFTER: Duration = Duration::from_mins(3);
-/// Maximum number of VMs in a query for the dates of last reports.
-const DATES: u16 = 1000;
-/// Maximum number of VMs in a query for rows.
-const CHUNK: usize = 250;
 /// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The newest rows of all VMs.
 pub(crate) struct NewestRows {
-    instances: Instances,
-    rows: RwLock<Rows>,
-    /// A VM that is missing in the database is kept for this time after its last report, because the collection of VMs
-    /// is updated only with the rollups.
-    grace_ms: u64,
+    /// The rows that agents reported.
+    agent: Table,
+    /// The rows that hypervisors measured.
+    hypervisor: Table,
     /// When the last successful pass began, Unix milliseconds; 0 if there was none.
     passed_ms: AtomicU64,
     /// Wakes the task that compares the rows with the database when events may have been missed.
@@ -77,21 +71,21 @@ impl NewestRows {
     pub(crate) fn new(store: &RowStore, rollup_interval: Duration) -> Self {
         let grace = rollup_interval * 2 + PASS_INTERVAL;
         Self {
-            instances: Instances::new(store),
-            rows: RwLock::default(),
-            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            agent: Table::new(store, RowKind::Vm, grace),
+            hypervisor: Table::new(store, RowKind::Hypervisor, grace),
             passed_ms: AtomicU64::new(0),
             missed: Notify::new(),
         }
     }
 
-    /// Locks the rows for reading.
+    /// Locks the rows of agents for reading.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Rows> {
-        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+        self.agent.read()
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Rows> {
-        self.rows.write().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the rows of hypervisors for reading.
+    pub(crate) fn read_measured(&self) -> RwLockReadGuard<'_, Rows> {
+        self.hypervisor.read()
     }
 
     /// Whether the rows have been compared with the database recently.
@@ -111,33 +105,39 @@ impl NewestRows {
             values: event.values,
             restricted: event.restricted,
         };
-        if !self
-            .write()
-            .note(&event.instance_id, sample, reported_ms, event.sender.as_ref())
-        {
-            counter!("vmwatch_vms_omitted_total").increment(1);
-        }
+        self.agent
+            .note(&event.instance_id, sample, reported_ms, event.sender.as_ref());
+    }
+
+    /// Notes a row of a hypervisor that was stored at this time.
+    pub(crate) fn note_measured(&self, event: &HypervisorSampleEvent, reported_ms: u64) {
+        let sample = NewestSample {
+            at_ms: event.at_ms,
+            values: event.values,
+            restricted: None,
+        };
+        self.hypervisor
+            .note(&event.instance_id, sample, reported_ms, None);
     }
 
     /// Notes a sample that was not stored because of its time.
     pub(crate) fn note_unstored(&self, event: &UnstoredEvent) {
-        if !self.write().note_unstored(event) {
+        if !self.agent.write().note_unstored(event) {
             counter!("vmwatch_vms_omitted_total").increment(1);
         }
     }
 
-    /// Removes the row of a VM whose history was deleted.
+    /// Removes the rows of a VM whose history was deleted.
     pub(crate) fn remove(&self, id: &InstanceId) {
-        self.write().remove(id);
+        for table in [&self.agent, &self.hypervisor] {
+            table.write().remove(id);
+        }
     }
 
-    /// Reads the row of one VM from the database.
+    /// Reads the rows of one VM from the database.
     pub(crate) async fn load(&self, id: &InstanceId, deadline: Deadline) -> Result<(), MetricsError> {
-        let found = self.instances.get(id, deadline).await?;
-        if let Some((id, row)) = found {
-            self.write().merge(&id, row);
-        }
-        Ok(())
+        self.agent.load(id, deadline).await?;
+        self.hypervisor.load(id, deadline).await
     }
 
     /// Compares the rows with the database until shutdown: once per interval, and when events may have been missed.
@@ -169,83 +169,11 @@ impl NewestRows {
     async fn compare_once(&self) -> Result<(), MetricsError> {
         let begun_ms = unix_millis();
         let deadline = Deadline::after(PASS_LIMIT);
-        let mut after = None;
-        loop {
-            let reports = self
-                .instances
-                .last_reports(after.as_ref(), DATES, deadline)
-                .await?;
-            let at_end = reports.len() < usize::from(DATES);
-            let last = reports.last().map(|report| report.instance.clone());
-            self.remove_missing(
-                after.as_ref(),
-                last.as_ref().filter(|_| !at_end),
-                &reports,
-                begun_ms,
-            );
-            let wanted = self.newer(&reports);
-            for ids in wanted.chunks(CHUNK) {
-                let rows = self.instances.read(ids, deadline).await?;
-                let mut known = self.write();
-                for (id, row) in rows {
-                    known.merge(&id, row);
-                }
-            }
-            if at_end || self.is_full() {
-                break;
-            }
-            after = last;
-        }
+        self.agent.compare(begun_ms, deadline).await?;
+        self.hypervisor.compare(begun_ms, deadline).await?;
         self.passed_ms.store(begun_ms, Ordering::Relaxed);
         gauge!("vmwatch_listed_vms_with_samples").set(u32::try_from(self.read().count()).unwrap_or(u32::MAX));
         Ok(())
-    }
-
-    fn is_full(&self) -> bool {
-        let is_full = self.read().count() >= MAX_ROWS;
-        if is_full {
-            warn!(
-                most = MAX_ROWS,
-                "more VMs report than the list of VMs has room for; the others are listed without samples"
-            );
-        }
-        is_full
-    }
-
-    /// The VMs whose reports in the database are newer than those in memory.
-    fn newer(&self, reports: &[LastReport]) -> Vec<InstanceId> {
-        let rows = self.read();
-        let is_newer = |report: &&LastReport| {
-            rows.get(&report.instance)
-                .is_none_or(|row| row.sample.at_ms < report.at_ms || row.reported_ms < report.reported_ms)
-        };
-        let newer = reports.iter().filter(is_newer);
-        newer.map(|report| report.instance.clone()).collect()
-    }
-
-    /// Removes the VMs after `after`, up to `until`, that the database does not have and that have not reported recently.
-    fn remove_missing(
-        &self,
-        after: Option<&InstanceId>,
-        until: Option<&InstanceId>,
-        reports: &[LastReport],
-        begun_ms: u64,
-    ) {
-        let is_stored = |id: &InstanceId| {
-            let found = reports.binary_search_by(|report| report.instance.cmp(id));
-            found.is_ok()
-        };
-        let is_old = |row: &Row| row.reported_ms.saturating_add(self.grace_ms) < begun_ms;
-        let gone: Vec<_> = {
-            let rows = self.read();
-            let between = rows.between(after, until);
-            let gone = between.filter(|(id, row)| !is_stored(id) && is_old(row));
-            gone.map(|(id, _)| id.clone()).collect()
-        };
-        let mut rows = self.write();
-        for id in gone {
-            rows.remove(&id);
-        }
     }
 
     /// Follows the live events that other replicas publish, until shutdown.
@@ -268,6 +196,7 @@ impl NewestRows {
     async fn follow_once(&self, bus: &Bus) -> Result<Infallible, async_nats::Error> {
         let (never, ..) = tokio::try_join!(
             self.read_events(bus, "sample"),
+            self.read_events(bus, "hypervisor_sample"),
             self.read_events(bus, "removed"),
             self.read_events(bus, "unstored")
         )?;
@@ -285,8 +214,10 @@ impl NewestRows {
         loop {
             let message = reader.next().await?;
             let published = message.info()?.published.unix_timestamp_nanos() / 1_000_000;
+            let published = u64::try_from(published).unwrap_or(0);
             match decode(&message) {
-                Some(LiveEvent::Sample(event)) => self.note(&event, u64::try_from(published).unwrap_or(0)),
+                Some(LiveEvent::Sample(event)) => self.note(&event, published),
+                Some(LiveEvent::HypervisorSample(event)) => self.note_measured(&event, published),
                 Some(LiveEvent::Removed(event)) => self.remove(&event.instance_id),
                 Some(LiveEvent::Unstored(event)) => self.note_unstored(&event),
                 _ => {}

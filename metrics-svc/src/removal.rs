@@ -24,8 +24,14 @@ use vmwatch_api::{
 use vmwatch_bus::{Context, audit::Audit};
 
 use crate::{
-    MetricsError, agent_status::AgentStatuses, database::find, deadline::Deadline, events::Events,
-    history::History, newest::NewestRows, store::RowStore,
+    MetricsError,
+    agent_status::AgentStatuses,
+    database::find,
+    deadline::Deadline,
+    events::Events,
+    history::{Histories, History},
+    newest::NewestRows,
+    store::RowStore,
 };
 
 /// Number of documents that are deleted together.
@@ -37,17 +43,17 @@ const REMOVALS: &str = "removals";
 /// Deletes derived data that background work wrote after the removal of a VM, until shutdown.
 pub(crate) async fn follow(
     rows: Arc<RowStore>,
-    history: Arc<History>,
+    histories: Histories,
     interval: Duration,
     shutdown: CancellationToken,
 ) {
-    leftovers::follow(&rows, &history, interval, &shutdown).await;
+    leftovers::follow(&rows, &histories, interval, &shutdown).await;
 }
 
 /// Deletes the history of VMs.
 pub(crate) struct Removal {
     pub(crate) rows: Arc<RowStore>,
-    pub(crate) history: Arc<History>,
+    pub(crate) histories: Histories,
     pub(crate) newest: Arc<NewestRows>,
     pub(crate) statuses: Arc<AgentStatuses>,
     pub(crate) audit: Audit,
@@ -88,15 +94,19 @@ impl Removal {
         deadline: Deadline,
         records: &mut u64,
     ) -> Result<(), MetricsError> {
-        let (rows, history) = (&self.rows, &self.history);
+        let (rows, histories) = (&self.rows, &self.histories);
         leftovers::record(rows, id, deadline).await?;
         // Rollups and names are computed from rows that dirty buckets name, so neither is left when they are deleted.
-        let parts = [history.dirty_buckets.documents(), rows.blocks()];
-        for documents in parts.into_iter().chain(rows.flat_collections()) {
+        let dirty = histories.both().map(|history| history.dirty_buckets.documents());
+        let parts = dirty.into_iter().chain([rows.blocks()]);
+        for documents in parts.chain(rows.flat_collections()) {
             let filter = doc! { "instance_id": id.as_str() };
             delete_all(documents, &filter, deadline, records).await?;
         }
-        delete_derived(history, id, deadline, records).await
+        for history in histories.both() {
+            delete_derived(history, id, deadline, records).await?;
+        }
+        Ok(())
     }
 }
 
@@ -107,9 +117,10 @@ async fn delete_derived(
     deadline: Deadline,
     records: &mut u64,
 ) -> Result<(), MetricsError> {
-    let names = (history.names.documents(), doc! { "instance_id": id.as_str() });
+    let names = history.has_names().then(|| history.names.documents());
+    let names = names.map(|names| (names, doc! { "instance_id": id.as_str() }));
     let entry = (history.instances.documents(), doc! { "_id": id.as_str() });
-    let parts = [names].into_iter().chain(history.rollup_documents(id));
+    let parts = names.into_iter().chain(history.rollup_documents(id));
     for (documents, filter) in parts.chain([entry]) {
         delete_all(documents, &filter, deadline, records).await?;
     }

@@ -14,7 +14,7 @@ use metrics::counter;
 use moka::sync::Cache;
 use vmwatch_api::{
     InstanceId,
-    metrics::{Limit, RowPage, RowPosition},
+    metrics::{Latest, Limit, RowPage, RowPosition},
     wire::Fault,
 };
 
@@ -35,7 +35,7 @@ const ROW_BYTES: u32 = 512;
 /// A query for newest rows. Equal queries have equal answers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RowQuery {
-    /// Whether to read VM rows or process rows.
+    /// Which rows to read.
     pub kind: RowKind,
     /// The VM whose rows to read.
     pub instance: InstanceId,
@@ -99,11 +99,44 @@ impl RowCache {
         self.query(question, deadline).await
     }
 
+    /// Reads a page of the newest rows of a VM: those of its agent, or those of its hypervisor if there is none of an agent.
+    pub async fn vm_rows(&self, latest: Latest, deadline: Deadline) -> Result<RowPage, Fault> {
+        let mut question = RowQuery {
+            kind: RowKind::Vm,
+            instance: latest.instance_id,
+            cmd: None,
+            limit: latest.limit,
+            before: latest.before,
+        };
+        let of_agent = self.rows(question.clone(), deadline).await?;
+        if !is_empty(&of_agent) {
+            return Ok(of_agent);
+        }
+        // A page after the last row of the agent is empty too.
+        if question.before.is_some() {
+            let first = RowQuery {
+                limit: Limit::ONE,
+                before: None,
+                ..question.clone()
+            };
+            if !is_empty(&self.rows(first, deadline).await?) {
+                return Ok(of_agent);
+            }
+        }
+        question.kind = RowKind::Hypervisor;
+        self.rows(question, deadline).await
+    }
+
     fn query(&self, question: RowQuery, deadline: Deadline) -> BoxFuture<'static, Result<RowPage, Fault>> {
         counter!("vmwatch_newest_rows_queries_total").increment(1);
         let store = Arc::clone(&self.store);
         async move { Ok(store.latest(question.query(), deadline).await?) }.boxed()
     }
+}
+
+/// Whether there are no rows, on this page and after it.
+fn is_empty(page: &RowPage) -> bool {
+    page.next.is_none() && page.rows.as_json() == "[]"
 }
 
 impl RowQuery {

@@ -12,12 +12,14 @@ pub enum RowKind {
     Process,
     /// Rows with the values of filesystems. They are only in blocks.
     Filesystem,
+    /// Rows with the values that hypervisors measured of VMs. They are only in blocks.
+    Hypervisor,
 }
 
 impl RowKind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 3] = [Self::Vm, Self::Process, Self::Filesystem];
-    /// The kinds that have a flat collection, and from which rollups and names are computed.
+    pub(crate) const ALL: [Self; 4] = [Self::Vm, Self::Process, Self::Filesystem, Self::Hypervisor];
+    /// The kinds that have a flat collection.
     pub(crate) const FLAT: [Self; 2] = [Self::Vm, Self::Process];
 
     /// The kind in blocks.
@@ -26,6 +28,7 @@ impl RowKind {
             Self::Vm => Kind::Vm,
             Self::Process => Kind::Process,
             Self::Filesystem => Kind::Filesystem,
+            Self::Hypervisor => Kind::Hypervisor,
         }
     }
 
@@ -35,13 +38,23 @@ impl RowKind {
             Self::Vm => "vm",
             Self::Process => "process",
             Self::Filesystem => "filesystem",
+            Self::Hypervisor => "hypervisor",
         }
     }
 
-    /// The kind whose retention applies: the rows of filesystems are kept as long as those of their VM.
+    /// The suffix of a collection that is derived from rows of this kind. What is derived from rows of hypervisors is in
+    /// collections of its own, which older versions do not touch.
+    pub(crate) fn derived(self, suffix: &str) -> String {
+        match self {
+            Self::Hypervisor => format!("hypervisor_{suffix}"),
+            Self::Vm | Self::Process | Self::Filesystem => suffix.to_owned(),
+        }
+    }
+
+    /// The kind whose retention applies: the rows of filesystems and of hypervisors are kept as long as those of their VM.
     pub(crate) const fn retained_as(self) -> Self {
         match self {
-            Self::Vm | Self::Filesystem => Self::Vm,
+            Self::Vm | Self::Filesystem | Self::Hypervisor => Self::Vm,
             Self::Process => Self::Process,
         }
     }
@@ -53,6 +66,7 @@ impl From<rows::RowKind> for RowKind {
             rows::RowKind::Vm => Self::Vm,
             rows::RowKind::Process => Self::Process,
             rows::RowKind::Filesystem => Self::Filesystem,
+            rows::RowKind::Hypervisor => Self::Hypervisor,
         }
     }
 }

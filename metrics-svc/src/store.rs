@@ -242,7 +242,7 @@ impl RowStore {
         let check = match kind {
             RowKind::Vm => vms,
             RowKind::Process => processes,
-            RowKind::Filesystem => return Ok(None),
+            RowKind::Filesystem | RowKind::Hypervisor => return Ok(None),
         };
         let wanted = if durable {
             self.collection(kind)
@@ -291,7 +291,7 @@ impl RowStore {
         match self.collection(kind) {
             Some(rows) => insert(rows, documents).await,
             None => Err(MetricsError::Refused(
-                "rows of filesystems are only in blocks".to_owned(),
+                "rows of filesystems and hypervisors are only in blocks".to_owned(),
             )),
         }
     }
@@ -342,7 +342,7 @@ impl RowCollections {
         match kind {
             RowKind::Vm => Some(&self.vms),
             RowKind::Process => Some(&self.processes),
-            RowKind::Filesystem => None,
+            RowKind::Filesystem | RowKind::Hypervisor => None,
         }
     }
 

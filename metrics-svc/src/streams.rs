@@ -78,6 +78,7 @@ fn samples(settings: &StreamSettings) -> Config {
     Config {
         name: SAMPLE_STREAM.to_owned(),
         description: Some("samples waiting to be stored".to_owned()),
+        // The subject says who measured a sample: agents may publish only on theirs.
         subjects: vec![
             format!("{SAMPLE_SUBJECT_PREFIX}*"),
             format!("{HYPERVISOR_SAMPLE_SUBJECT_PREFIX}*"),
@@ -88,7 +89,7 @@ fn samples(settings: &StreamSettings) -> Config {
         discard: DiscardPolicy::New,
         max_bytes: settings.bytes,
         // Refuse samples of a VM also when its own share of the stream is full, so that one guest cannot fill the
-        // stream for all.
+        // stream for all. Samples of its hypervisor have a share of their own.
         max_messages_per_subject: settings.messages_per_vm,
         discard_new_per_subject: true,
         max_age: settings.max_age,

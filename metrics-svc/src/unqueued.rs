@@ -21,7 +21,7 @@ use crate::{
     blocks::{AHEAD, HOUR_MICROS, VmHour, hour_of},
     database::find,
     documents::micros_of,
-    history::History,
+    history::Histories,
     store::RowStore,
 };
 
@@ -38,9 +38,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const PAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Queues hours that were never queued, until shutdown.
-pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown: CancellationToken) {
+pub(crate) async fn follow(store: Arc<RowStore>, histories: Histories, shutdown: CancellationToken) {
     loop {
-        let pause = match search(&store, &history, &shutdown).await {
+        let pause = match search(&store, &histories, &shutdown).await {
             Ok(()) => INTERVAL,
             Err(error) => {
                 warn!(
@@ -59,7 +59,7 @@ pub(crate) async fn follow(store: Arc<RowStore>, history: Arc<History>, shutdown
 /// Checks all blocks of level 0 whose hours ended at least [`MIN_AGE`] ago.
 async fn search(
     store: &RowStore,
-    history: &History,
+    histories: &Histories,
     shutdown: &CancellationToken,
 ) -> Result<(), MetricsError> {
     let end = hour_of(micros_of(SystemTime::now()).saturating_sub(MIN_AGE));
@@ -98,7 +98,7 @@ async fn search(
         }
         store.hours.retain_unqueued(&mut hours).await?;
         if !hours.is_empty() {
-            queue(store, history, &hours).await?;
+            queue(store, histories, &hours).await?;
         }
         if count < PAGE {
             break;
@@ -109,20 +109,27 @@ async fn search(
 }
 
 /// Rebuilds rollups and names of the hours' days, and queues the hours last, so that they are found again after a kill.
-async fn queue(store: &RowStore, history: &History, hours: &BTreeSet<VmHour>) -> Result<(), MetricsError> {
+async fn queue(
+    store: &RowStore,
+    histories: &Histories,
+    hours: &BTreeSet<VmHour>,
+) -> Result<(), MetricsError> {
     let days = hours.iter().filter_map(|of| {
         let at_ms = u64::try_from(of.hour.div_euclid(1000)).ok()?;
-        Some(history.day_of(of.instance.parse().ok()?, at_ms))
+        Some(histories.agent.day_of(of.instance.parse().ok()?, at_ms))
     });
     for day in days.collect::<BTreeSet<_>>() {
         let instance = day.instance.clone();
-        match history.rebuild_days(&BTreeSet::from([day]), || {}).await {
-            Ok(()) => {}
-            Err(error @ MetricsError::Store(_)) => return Err(error),
-            Err(error) => warn!(
-                instance_id = %instance, cause = error.cause(),
-                "rebuilding the rollups and process names of a day failed; `vmwatch-metrics rebuild` repeats it"
-            ),
+        let day = BTreeSet::from([day]);
+        for history in histories.both() {
+            match history.rebuild_days(&day, || {}).await {
+                Ok(()) => {}
+                Err(error @ MetricsError::Store(_)) => return Err(error),
+                Err(error) => warn!(
+                    instance_id = %instance, cause = error.cause(),
+                    "rebuilding the rollups and process names of a day failed; `vmwatch-metrics rebuild` repeats it"
+                ),
+            }
         }
     }
     store.hours.note_hours(hours).await?;

@@ -27,7 +27,8 @@ pub(crate) struct VmList {
 }
 
 impl VmList {
-    /// Creates the list. Rows older than `silent_after` are those of silent agents, and agents must have this UTC offset.
+    /// Creates the list. Rows older than `silent_after` are those of silent agents or of VMs that are not measured any
+    /// more, and agents must have this UTC offset.
     pub(crate) fn new(
         known: &KnownVms,
         newest: &Arc<NewestRows>,
@@ -51,9 +52,9 @@ impl VmList {
         Ok(page)
     }
 
-    /// Returns a VM. If it has no row in memory, the row is read from the database.
+    /// Returns a VM. If it has no row in memory, its rows are read from the database.
     pub(crate) async fn get(&self, id: &InstanceId, deadline: Deadline) -> Result<VmDetail, Fault> {
-        let is_known = self.newest.read().get(id).is_some();
+        let is_known = self.newest.read().get(id).is_some() || self.newest.read_measured().get(id).is_some();
         if !is_known {
             self.newest.load(id, deadline).await?;
         }
@@ -83,12 +84,14 @@ impl VmList {
 
     fn read<T>(&self, read: impl FnOnce(Vms<'_>) -> T) -> T {
         let (inventory, labels) = (self.known.inventory.read(), self.known.labels.read());
-        let (rows, statuses) = (self.newest.read(), self.statuses.read());
+        let (rows, measured) = (self.newest.read(), self.newest.read_measured());
+        let statuses = self.statuses.read();
         read(Vms {
             inventory: &inventory,
             labels: &labels,
             measures: Some(Measures {
                 rows: &rows,
+                measured: &measured,
                 silent_after_ms: self.silent_after_ms,
                 utc_offset: self.utc_offset,
                 statuses: &statuses,

@@ -28,6 +28,8 @@ mod golden;
 mod guest;
 mod history;
 mod history_support;
+mod hypervisor_answers;
+mod hypervisor_samples;
 mod ingest;
 mod ingest_agents;
 mod ingest_database;

@@ -20,7 +20,7 @@ const CASES: u32 = 4096;
 const ROW_CASES: u32 = 512;
 
 /// A Python process that answers each line of JSON with a line of JSON.
-struct Python {
+pub(crate) struct Python {
     child: Child,
     questions: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -29,7 +29,7 @@ struct Python {
 impl Python {
     /// Starts a Python process that evaluates `expression` for each question. The expression reads the question from
     /// the variable `q`.
-    fn judge(expression: &str) -> RefCell<Self> {
+    pub(crate) fn judge(expression: &str) -> RefCell<Self> {
         let program = format!(
             "import json, sys\nfor line in sys.stdin:\n q = json.loads(line)\n print(json.dumps({expression}), flush=True)"
         );
@@ -47,7 +47,7 @@ impl Python {
         })
     }
 
-    fn ask(&mut self, question: &Value) -> Value {
+    pub(crate) fn ask(&mut self, question: &Value) -> Value {
         writeln!(self.questions, "{question}").unwrap();
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();

@@ -8,7 +8,7 @@ use metrics_svc::ingest::dead_letter;
 use testkit::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
-    metrics::CONTENT_TYPE,
+    metrics::{CONTENT_TYPE, SAMPLE_STREAM},
     sessions::SESSION_BUCKET,
 };
 
@@ -114,6 +114,28 @@ async fn setup_command_is_repeatable_and_refuses_to_delete_data() {
     let first = info(&stack, AUDIT_STREAM).await.state.first_sequence;
     assert!(first > before.state.first_sequence, "{first}");
     assert_eq!(info(&stack, &sessions).await.config.max_age.as_secs(), 3600);
+}
+
+/// A deployment that was set up before hypervisors were measured gets their subject by `setup`.
+#[tokio::test]
+async fn setup_command_adds_the_subject_of_hypervisors() {
+    let stack = without_services().await;
+    let mut before = info(&stack, SAMPLE_STREAM).await.config;
+    before.subjects = vec!["vmwatch.v1.samples.*".to_owned()];
+    let jetstream = stack.bus.jetstream_for_tests();
+    jetstream.update_stream(&before).await.unwrap();
+    let output = setup(&stack, Program::Metrics, &[], &[]);
+    let printed = text(&output.stdout);
+    assert!(
+        printed.contains("VMWATCH_SAMPLES: changed: subjects"),
+        "{printed}{}",
+        text(&output.stderr)
+    );
+    let after = info(&stack, SAMPLE_STREAM).await.config;
+    assert_eq!(
+        after.subjects,
+        ["vmwatch.v1.samples.*", "vmwatch.v1.hypervisor_samples.*"]
+    );
 }
 
 /// Returns the streams that the setup users may update, as listed in deploy/nats/permissions.conf.
@@ -269,6 +291,14 @@ async fn operator_with_nats_credential_can_list_replay_and_discard_dead_letters(
     assert_eq!(sample.payload, "sample 0");
     assert_eq!(sample.headers.get(CONTENT_TYPE).unwrap().as_str(), "a type");
 
+    assert_eq!(operator(&["discard", "--all"]), "discarded 1 samples\n");
+    // Only lifecycle-svc may publish samples of hypervisors, so that their dead letters cannot be replayed.
+    let mut headers = HeaderMap::new();
+    headers.insert(dead_letter::SUBJECT, "vmwatch.v1.hypervisor_samples.vm-1");
+    let jetstream = stack.bus.jetstream_for_tests();
+    let published = jetstream.publish_with_headers("vmwatch.v1.dead_letters.vm-1", headers, "{}".into());
+    published.await.unwrap().await.unwrap();
+    assert_eq!(operator(&["replay", "--all"]), "replayed 0 samples\n");
     assert_eq!(operator(&["discard", "--all"]), "discarded 1 samples\n");
     assert_eq!(info(&stack, "VMWATCH_DEAD_LETTERS").await.state.messages, 0);
     assert!(!stack.nats.server.log().contains("Violation"));

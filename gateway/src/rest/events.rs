@@ -106,6 +106,8 @@ impl<'de> Deserialize<'de> for Selected {
 enum EventKind {
     /// New values of a VM.
     Sample,
+    /// New values that the hypervisor measured of a VM.
+    HypervisorSample,
     /// A new process table of a VM.
     Processes,
     /// Progress of an operation on a VM.
@@ -121,6 +123,7 @@ impl EventKind {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Sample => "sample",
+            Self::HypervisorSample => "hypervisor_sample",
             Self::Processes => "processes",
             Self::Operation => "operation",
             Self::Machine => "machine",
@@ -142,6 +145,18 @@ pub(super) struct SampleEvent<'a> {
     /// Why the agent cannot see all processes of the VM, so that some are missing and `proc` is null; null if it can.
     #[schema(required)]
     restricted: Option<Restriction>,
+}
+
+/// Data of a `hypervisor_sample` event: new values that the hypervisor measured of a VM.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct HypervisorSampleEvent<'a> {
+    /// Id of the VM.
+    instance_id: &'a InstanceId,
+    /// Time of the sample, by the clock of the server.
+    at: Timestamp,
+    #[serde(flatten)]
+    #[schema(schema_with = values_schema)]
+    values: VmValues,
 }
 
 /// Data of a `processes` event: a new process table of a VM was stored.
@@ -176,8 +191,8 @@ pub(super) struct RemovedEvent<'a> {
 
 /// Follow live events
 ///
-/// An endless stream of server-sent events named `sample`, `processes`, `operation` (with the same data as `GET
-/// /operations/{id}`), `machine` and `removed`. Each event has JSON data and a number as its id. The first event is `ready`, or
+/// An endless stream of server-sent events named `sample`, `hypervisor_sample`, `processes`, `operation` (with the same data
+/// as `GET /operations/{id}`), `machine` and `removed`. Each event has JSON data and a number as its id. The first event is `ready`, or
 /// `gap` if more events were missed since `Last-Event-ID` than can be replayed; after `gap`, reload the displayed data.
 /// The event `end` means that the session has ended. A comment line is sent every 15 seconds. A client that reads too
 /// slowly is disconnected; it can reconnect with the id of the last event that it received.
@@ -394,6 +409,11 @@ fn frame(event: &str, id: Option<u64>, data: &str) -> Bytes {
 fn data(event: &LiveEvent) -> Option<String> {
     let json = match event {
         LiveEvent::Sample(event) => serde_json::to_string(&SampleEvent::from(event)),
+        LiveEvent::HypervisorSample(event) => serde_json::to_string(&HypervisorSampleEvent {
+            instance_id: &event.instance_id,
+            at: Timestamp::of_ms(event.at_ms),
+            values: event.values,
+        }),
         LiveEvent::Processes(event) => serde_json::to_string(&ProcessesEvent {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
@@ -484,7 +504,14 @@ mod tests {
 
     #[test]
     fn event_kinds_have_the_names_of_live_events() {
-        for kind in ["sample", "processes", "operation", "machine", "removed"] {
+        for kind in [
+            "sample",
+            "hypervisor_sample",
+            "processes",
+            "operation",
+            "machine",
+            "removed",
+        ] {
             let parsed: EventKind = serde_json::from_value(kind.into()).unwrap();
             assert_eq!(parsed.as_str(), kind);
         }

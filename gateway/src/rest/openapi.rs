@@ -27,10 +27,10 @@ use vmwatch_api::{
 use super::{
     caller::PLAIN_COOKIE,
     cursors::RowCursor,
-    events::{MachineEvent, ProcessesEvent, RemovedEvent, SampleEvent},
+    events::{HypervisorSampleEvent, MachineEvent, ProcessesEvent, RemovedEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
     rows::RowFormat,
-    samples::Format,
+    samples::{Format, Source},
 };
 
 /// Path of the OpenAPI document.
@@ -52,9 +52,9 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
         // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
-        AgentFilter, Format, Order, ProcessMatch, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
+        AgentFilter, Format, Order, ProcessMatch, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, Source, VmSort,
         // These types are the data of live events, which no route references.
-        SampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
+        SampleEvent, HypervisorSampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
     )),
     tags(
         (name = "sessions", description = "Logging in and out"),

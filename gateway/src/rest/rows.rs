@@ -48,7 +48,8 @@ pub(super) enum RowFormat {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RowsQuery {
-    /// Which rows to return: those of the VM, of its processes or of its filesystems. Default: those of the VM.
+    /// Which rows to return: those of the VM, of its processes or of its filesystems, or those that its hypervisor measured
+    /// of the VM. Default: those of the VM.
     #[serde(default)]
     #[param(value_type = Option<RowKind>)]
     kind: RowKind,
@@ -79,7 +80,7 @@ impl RowsQuery {
         };
         match self.kind {
             RowKind::Process => Ok(Some(filter)),
-            RowKind::Vm | RowKind::Filesystem => Err(Problem::contradictory(
+            RowKind::Vm | RowKind::Filesystem | RowKind::Hypervisor => Err(Problem::contradictory(
                 "query: name and pid select processes, so they require kind=process",
             )),
         }
@@ -89,7 +90,7 @@ impl RowsQuery {
 /// Export stored rows
 ///
 /// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017; rows
-/// of VMs also have the measures that only this API has, and only this API has rows of filesystems. While the answer has the header `X-Next-Cursor`, there are more:
+/// of VMs also have the measures that only this API has, and only this API has rows of filesystems and of hypervisors. While the answer has the header `X-Next-Cursor`, there are more:
 /// request the next page with it as `cursor`. A page may have few rows or none without being the last. The pages, one
 /// after another, are one JSON Lines or CSV file. In CSV, a null is empty, and a text that a spreadsheet would take for a formula begins with an apostrophe.
 #[utoipa::path(

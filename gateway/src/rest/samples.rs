@@ -10,8 +10,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
-    InstanceId, Method as _,
-    history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
+    InstanceId, Method,
+    history::{
+        self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmHypervisorHistory, VmSeries,
+    },
     measures::{Measure, VM_MEASURES, VmMeasures},
     wire::{Fault, FaultKind},
 };
@@ -81,10 +83,25 @@ pub(super) enum Format {
     Csv,
 }
 
+/// Who measured the samples of a VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Source {
+    /// The agent in the VM.
+    #[default]
+    Agent,
+    /// The hypervisor, which knows only some of the measures. The others are null.
+    Hypervisor,
+}
+
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SamplesQuery {
+    /// Who measured the samples: the agent of the VM or its hypervisor. Default: the agent.
+    #[serde(default)]
+    #[param(value_type = Option<Source>)]
+    source: Source,
     /// Start of the time range. Default: one hour before its end.
     from: Option<Timestamp>,
     /// End of the time range. Default: now.
@@ -98,9 +115,10 @@ pub(super) struct SamplesQuery {
 
 /// Read the history of a VM
 ///
-/// Returns at most `points` time buckets with the minimum, average and maximum of each measure. They are computed from
-/// raw samples or from rollups, whichever suits their length; a year costs no more than a day. If there are no samples
-/// in the range, or if the VM does not exist, the list of time buckets is empty.
+/// Returns at most `points` time buckets with the minimum, average and maximum of each measure, as the agent of the VM or
+/// its hypervisor measured it. They are computed from raw samples or from rollups, whichever suits their length; a year
+/// costs no more than a day. If there are no samples in the range, or if the VM does not exist, the list of time buckets is
+/// empty.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/samples", tag = "vms", operation_id = "vm_samples",
     params(("instance_id" = InstanceId, Path, description = "VM id"), SamplesQuery),
@@ -124,7 +142,10 @@ pub(super) async fn samples(
         points: points(query.points),
         after_ms: None,
     };
-    let series = read_all(&gateway, &caller, history).await?;
+    let series = match query.source {
+        Source::Agent => read_all::<VmHistory>(&gateway, &caller, history).await?,
+        Source::Hypervisor => read_all::<VmHypervisorHistory>(&gateway, &caller, history).await?,
+    };
     Ok(match query.format.unwrap_or_else(|| preferred(&headers)) {
         Format::Json => axum::Json(Series::new(range, series)).into_response(),
         Format::Csv => ([(header::CONTENT_TYPE, "text/csv")], csv(&series)).into_response(),
@@ -132,14 +153,18 @@ pub(super) async fn samples(
 }
 
 /// Reads all pages of the history of a VM; together they hold at most the requested number of time buckets.
-async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery) -> Result<VmSeries, Fault> {
-    let context = caller.context(gateway, VmHistory::INFO.kind);
+async fn read_all<M: Method<Params = VmHistoryQuery, Reply = VmSeries>>(
+    gateway: &Gateway,
+    caller: &Caller,
+    mut query: VmHistoryQuery,
+) -> Result<VmSeries, Fault> {
+    let context = caller.context(gateway, M::INFO.kind);
     // One permit covers the reading of all pages.
-    let _permit = gateway.admission.enter(&VmHistory::INFO, &context).await?;
-    let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &query).await?;
+    let _permit = gateway.admission.enter(&M::INFO, &context).await?;
+    let mut all: VmSeries = gateway.bus.call::<M>(&context, &query).await?;
     while all.next.is_some() {
         query.after_ms = all.next;
-        let page = gateway.bus.call::<VmHistory>(&context, &query).await?;
+        let page = gateway.bus.call::<M>(&context, &query).await?;
         check_steps(all.step_ms, page.step_ms)?;
         all.next = page.next;
         all.buckets.extend(page.buckets);

@@ -28,10 +28,10 @@ use super::{
 };
 use crate::Gateway;
 
-/// The latest sample that the agent of a VM has sent.
+/// The latest sample that the agent of a VM has sent, or that its hypervisor has measured.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sample {
-    /// Time of the sample, by the clock of the VM.
+    /// Time of the sample, by the clock of the VM or, for a sample of its hypervisor, of the server.
     at: Timestamp,
     #[serde(flatten)]
     #[schema(schema_with = values_schema)]
@@ -65,9 +65,13 @@ pub(super) struct Vm {
     /// Time of the agent's last report, by the clock of the server.
     #[schema(required)]
     last_report_at: Option<Timestamp>,
-    /// Latest sample of the VM; null if there is none.
+    /// Latest sample of the VM's agent; null if there is none.
     #[schema(required)]
     sample: Option<Sample>,
+    /// Latest sample that the hypervisor measured of the VM, with the measures that it knows; null if it measured none for
+    /// longer than `VMWATCH_SILENT_AFTER`, such as of a VM that is off.
+    #[schema(required)]
+    hypervisor_sample: Option<Sample>,
     /// Why the samples may be wrong or misleading, or are not stored: the clock of the VM, the UTC offset of the agent, a
     /// second agent with the same id, or times that are older than the retention or too far ahead. Empty if no fault is
     /// known. More kinds may be added.
@@ -77,7 +81,8 @@ pub(super) struct Vm {
     agent_version: Option<String>,
     /// Whether the agent is older than the service that answers.
     agent_outdated: bool,
-    /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample.
+    /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample. As its
+    /// hypervisor measured it, if its agent sent no sample in this hour.
     cpu_sparkline: Vec<Option<f64>>,
 }
 
@@ -168,8 +173,8 @@ pub(super) struct VmsQuery {
     /// Return only VMs that have this label: `key` with any value, or `key=value`.
     #[param(value_type = Option<String>, min_length = 1, max_length = 322, pattern = "^[^=]")]
     label: Option<LabelFilter>,
-    /// Value by which to sort the VMs. Default: id. VMs without this value come last, and so do silent VMs if the value
-    /// is a measure, because their last sample is stale.
+    /// Value by which to sort the VMs. Default: id. VMs without this value come last. A measure is that of the agent if it
+    /// reports, or else that of the hypervisor, because the last sample of a silent agent is stale.
     #[serde(default)]
     #[param(value_type = Option<VmSort>)]
     sort: VmSort,
@@ -343,6 +348,7 @@ impl From<ListedVm> for Vm {
             agent: vm.agent,
             last_report_at: vm.last_report_ms.map(Timestamp::of_ms),
             sample: vm.sample.map(Sample::from),
+            hypervisor_sample: vm.hypervisor_sample.map(Sample::from),
             agent_faults: known_faults(vm.agent_faults),
             agent_version: vm.agent_version.map(|version| version.as_str().to_owned()),
             agent_outdated: vm.agent_outdated,

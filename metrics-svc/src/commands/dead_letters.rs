@@ -6,6 +6,7 @@ use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use serde::Serialize;
 use vmwatch_api::{
     Service,
+    hypervisor_samples::HYPERVISOR_SAMPLE_SUBJECT_PREFIX,
     metrics::{CONTENT_TYPE, DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
 };
 use vmwatch_bus::{Bus, audit::Audit, jetstream::JetStreamError};
@@ -47,6 +48,14 @@ async fn replay(bus: &Bus, selection: &Selection) -> Result<String, MetricsError
             eprintln!("dead letter {} has no original subject; skipped", letter.sequence);
             continue;
         };
+        if subject.starts_with(HYPERVISOR_SAMPLE_SUBJECT_PREFIX) {
+            eprintln!(
+                "dead letter {} was measured by a hypervisor, and only lifecycle-svc may publish such samples; \
+                 skipped, discard it",
+                letter.sequence
+            );
+            continue;
+        }
         let mut headers = HeaderMap::new();
         if let Some(content_type) = header(&letter, CONTENT_TYPE) {
             headers.insert(CONTENT_TYPE, content_type);

@@ -24,7 +24,7 @@ use vmwatch_bus::{
 use vmwatch_service::config::{ByteSize, Span};
 
 use crate::{
-    MetricsError, config::MetricsSettings, history::History, known_vms::KnownVms,
+    MetricsError, config::MetricsSettings, history::Histories, known_vms::KnownVms,
     row_retention::RowRetention, store::RowStore, streams,
 };
 
@@ -125,18 +125,18 @@ impl fmt::Display for Selection {
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
     match command {
         OperatorCommand::Load { files } => {
-            let load = async |store: &RowStore, history: &History| {
+            let load = async |store: &RowStore, histories: &Histories| {
                 store.prepare(&settings.retention).await?;
-                history.prepare().await?;
-                load::run(store, history, &files, settings.rows.offset).await
+                histories.prepare().await?;
+                load::run(store, &histories.agent, &files, settings.rows.offset).await
             };
             let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             change_rows(settings, "metrics.load", names.join(", "), load).await
         }
         OperatorCommand::Rebuild => {
-            let rebuild = async |_: &RowStore, history: &History| {
-                history.prepare().await?;
-                rebuild::run(history).await
+            let rebuild = async |_: &RowStore, histories: &Histories| {
+                histories.prepare().await?;
+                rebuild::run(histories).await
             };
             change_rows(settings, "metrics.rebuild", String::new(), rebuild).await
         }
@@ -153,11 +153,11 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
                 dry_run,
                 delete_after: delete_after.map_or(settings.compaction.delete_after, |span| span.0),
             };
-            let compact = async |store: &RowStore, history: &History| {
+            let compact = async |store: &RowStore, histories: &Histories| {
                 if !dry_run {
                     store.prepare(&settings.retention).await?;
                 }
-                compact_flat::run(store, history, options).await
+                compact_flat::run(store, &histories.agent, options).await
             };
             if dry_run {
                 println!("{}", with_rows(settings, None, compact).await?);
@@ -171,13 +171,15 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
                 json,
                 check: !no_check,
             };
-            let usage = async |store: &RowStore, history: &History| usage::run(store, history, options).await;
+            let usage = async |store: &RowStore, histories: &Histories| {
+                usage::run(store, &histories.agent, options).await
+            };
             println!("{}", with_rows(settings, None, usage).await?);
             Ok(())
         }
         OperatorCommand::BackfillDates { dry_run } => {
-            let backfill = async |store: &RowStore, history: &History| {
-                backfill::run(store, history, &settings.retention, dry_run).await?;
+            let backfill = async |store: &RowStore, histories: &Histories| {
+                backfill::run(store, &histories.agent, &settings.retention, dry_run).await?;
                 Ok("every row has a date".to_owned())
             };
             if dry_run {
@@ -193,7 +195,7 @@ async fn change_rows(
     settings: &MetricsSettings,
     action: &str,
     detail: String,
-    work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
+    work: impl AsyncFnOnce(&RowStore, &Histories) -> Result<String, MetricsError>,
 ) -> Result<(), MetricsError> {
     let bus = announce::connect(settings).await?;
     let audit = bus.as_ref().map(|bus| Audit::new(bus, settings.audit_required));
@@ -207,7 +209,7 @@ async fn change_rows(
 async fn with_rows(
     settings: &MetricsSettings,
     bus: Option<&Bus>,
-    work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
+    work: impl AsyncFnOnce(&RowStore, &Histories) -> Result<String, MetricsError>,
 ) -> Result<String, MetricsError> {
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
     let following = CancellationToken::new();
@@ -223,8 +225,8 @@ async fn with_rows(
         );
     }
     let retention = Arc::new(RowRetention::new(settings, vms));
-    let history = History::new(&store, retention, settings.rollups);
-    let done = Box::pin(work(&store, &history)).await;
+    let histories = Histories::new(&store, &retention, settings.rollups);
+    let done = Box::pin(work(&store, &histories)).await;
     following.cancel();
     store.close().await;
     done

@@ -1,5 +1,7 @@
 //! The MongoDB documents of single rows, and the limits of their values.
 
+use std::time::SystemTime;
+
 use bson::{DateTime, RawBson, RawDocumentBuf, cstr, raw::CStr, rawdoc};
 use vmwatch_api::{
     measures::{Unit, VmMeasures},
@@ -24,7 +26,7 @@ const MAX_LOAD: f64 = 4_194_304.0;
 /// Maximum CPU time between two samples, in seconds: 65,536 cores for a week.
 pub(super) const MAX_CPU_SECONDS: f64 = 65_536.0 * 604_800.0;
 /// Maximum length of a name in bytes.
-const MAX_NAME: usize = 256;
+pub(super) const MAX_NAME: usize = 256;
 /// Maximum length of a command line in bytes.
 const MAX_COMMAND_LINE: usize = 512;
 /// End of the year 9999, in Unix seconds.
@@ -39,6 +41,18 @@ pub(super) struct Dates {
     pub(super) effective: DateTime,
 }
 
+impl Dates {
+    /// The dates of the rows of a sample that was taken and arrived at these times.
+    pub(super) fn of(moment: SystemTime, arrival: SystemTime) -> Self {
+        Self {
+            second: DateTime::from_system_time(moment)
+                .timestamp_millis()
+                .div_euclid(1000),
+            effective: DateTime::from_system_time(moment.min(arrival)),
+        }
+    }
+}
+
 pub(super) fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
     if (0.0..=most).contains(&number) {
         Ok(())
@@ -47,7 +61,7 @@ pub(super) fn within(name: &'static str, number: f64, most: f64) -> Result<(), R
     }
 }
 
-fn not_longer(name: &'static str, text: &str, most: usize) -> Result<(), Refusal> {
+pub(super) fn not_longer(name: &'static str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.len() <= most {
         Ok(())
     } else {
@@ -56,7 +70,7 @@ fn not_longer(name: &'static str, text: &str, most: usize) -> Result<(), Refusal
 }
 
 /// Maximum value of a VM's measure. Counts are stored as 32-bit integers.
-fn max_value(unit: Unit) -> f64 {
+pub(super) fn max_value(unit: Unit) -> f64 {
     match unit {
         Unit::Percent => 100.0,
         Unit::KibPerSecond => MAX_RATE,
@@ -280,7 +294,7 @@ fn append_owner(row: &mut RawDocumentBuf, owner: &ProcessOwner) -> Result<(), Re
 }
 
 /// Appends a field unless its value is unknown.
-fn append(row: &mut RawDocumentBuf, name: &'static str, value: Option<RawBson>) {
+pub(super) fn append(row: &mut RawDocumentBuf, name: &'static str, value: Option<RawBson>) {
     if let (Some(value), Ok(name)) = (value, <&CStr>::try_from(name)) {
         row.append(name, value);
     }

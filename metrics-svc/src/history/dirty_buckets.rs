@@ -25,7 +25,7 @@ use super::rollups::Bucket;
 use crate::{
     MetricsError,
     documents::{Documents, SAMPLED_AT},
-    store::{DIRTY_BUCKETS, RowStore},
+    store::{DIRTY_BUCKETS, RowKind, RowStore},
     time_buckets::{bucket_start, width_ms},
 };
 
@@ -41,6 +41,8 @@ const PARTS_MILLIS: i64 = 60_000;
 /// The collection of dirty buckets.
 pub(crate) struct DirtyBuckets {
     dirty_buckets: Collection<RawDocumentBuf>,
+    /// The kind of rows from which rollups are computed.
+    kind: RowKind,
     offset_ms: i64,
 }
 
@@ -79,9 +81,10 @@ struct NewEntry {
 
 impl DirtyBuckets {
     /// Opens the collection of dirty buckets, which is in the same database as the rows.
-    pub(crate) fn new(rows: &RowStore) -> Self {
+    pub(crate) fn new(rows: &RowStore, kind: RowKind) -> Self {
         Self {
-            dirty_buckets: rows.beside(DIRTY_BUCKETS),
+            dirty_buckets: rows.beside(&kind.derived(DIRTY_BUCKETS)),
+            kind,
             offset_ms: rows.offset().as_millis(),
         }
     }
@@ -90,13 +93,17 @@ impl DirtyBuckets {
     pub(crate) async fn add(&self, samples: &[Cow<'_, Documents>]) -> Result<(), MetricsError> {
         let mut touched: BTreeMap<(&str, u64), NewEntry> = BTreeMap::new();
         for documents in samples {
-            for row in &documents.vms {
+            for row in documents.of(self.kind) {
                 let (bucket, _) = self.bucket(row)?;
                 let entry = touched.entry(bucket).or_default();
                 entry.rows.push(Bson::ObjectId(row.get_object_id("_id")?));
             }
             // All rows of a part have the same dates.
-            if let Some(row) = documents.processes.first() {
+            let processes: &[_] = match self.kind {
+                RowKind::Vm => &documents.processes,
+                _ => &[],
+            };
+            if let Some(row) = processes.first() {
                 let (bucket, at_ms) = self.bucket(row)?;
                 let entry = touched.entry(bucket).or_default();
                 let id = row.get_object_id("_id")?;

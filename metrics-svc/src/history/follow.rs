@@ -38,7 +38,6 @@ use crate::{
     deadline::Deadline,
     instances::Report,
     reads::{Budget, Query, Scan, micros},
-    store::RowKind,
     time_buckets::{bucket_start, width_ms},
     vm_row::{RESTRICTED, VmRow},
 };
@@ -69,9 +68,10 @@ impl History {
             if let Err(error) = self.pass(&shutdown).await {
                 warn!(cause = error.cause(), "updating rollups failed; retrying");
             }
-            histogram!("vmwatch_rollup_pass_seconds").record(started.elapsed().as_secs_f64());
+            let took = started.elapsed().as_secs_f64();
+            histogram!("vmwatch_rollup_pass_seconds", "rows" => self.kind.name()).record(took);
         }
-        info!("rollup updates stopped");
+        info!(rows = self.kind.name(), "rollup updates stopped");
     }
 
     /// Processes all dirty buckets, oldest first.
@@ -92,7 +92,7 @@ impl History {
                 left = left.saturating_add(remaining);
             }
             if is_last {
-                gauge!("vmwatch_dirty_buckets_left").set(left);
+                gauge!("vmwatch_dirty_buckets_left", "rows" => self.kind.name()).set(left);
                 return Ok(());
             }
         }
@@ -175,7 +175,7 @@ impl History {
     ) -> Result<Option<i64>, MetricsError> {
         let measures = VM_MEASURES.into_array().into_iter();
         let names: Vec<_> = measures.map(|measure| measure.name).chain([RESTRICTED]).collect();
-        let mut query = Query::new(RowKind::Vm, &from.instance, &names)
+        let mut query = Query::new(self.kind, &from.instance, &names)
             .within_ms(from.start_ms, to_ms)
             .oldest_first();
         let mut budget = Budget::of_request(&self.rows);

@@ -10,7 +10,7 @@ use bson::{Binary, Bson, RawBsonRef, RawDocument, spec::BinarySubtype};
 use vmwatch_api::measures::VmMeasures;
 
 use super::{History, before_now, rollups::Bucket, sums::Sums};
-use crate::{MetricsError, store::RowKind};
+use crate::MetricsError;
 
 /// Field with the row times in a stored rollup; it comes after the sums.
 pub(super) const ROW_TIMES: &str = "rows";
@@ -53,7 +53,7 @@ impl History {
     /// Whether some rows of this time bucket may have expired. The labels of its VM may have changed, so the shortest
     /// retention counts.
     pub(super) fn may_lack_rows(&self, bucket: &Bucket) -> bool {
-        let keep = self.retention.shortest(RowKind::Vm);
+        let keep = self.retention.shortest(self.kind);
         bucket.start_ms < before_now(keep.saturating_sub(MARGIN))
     }
 

@@ -41,9 +41,42 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
+/// The histories of VMs: of what agents reported, and of what hypervisors measured.
+#[derive(Clone)]
+pub(crate) struct Histories {
+    pub(crate) agent: Arc<History>,
+    pub(crate) hypervisor: Arc<History>,
+}
+
+impl Histories {
+    /// Opens the collections of both, without sending a command to the database yet.
+    pub(crate) fn new(rows: &Arc<RowStore>, retention: &Arc<RowRetention>, keep: RollupSettings) -> Self {
+        let of = |kind| Arc::new(History::new(rows, Arc::clone(retention), keep, kind));
+        Self {
+            agent: of(RowKind::Vm),
+            hypervisor: of(RowKind::Hypervisor),
+        }
+    }
+
+    /// Both histories, that of agents last: a VM that is removed leaves the list of VMs with it.
+    pub(crate) const fn both(&self) -> [&Arc<History>; 2] {
+        [&self.hypervisor, &self.agent]
+    }
+
+    /// Creates the indexes, and applies the retention settings.
+    pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
+        for history in self.both() {
+            history.prepare().await?;
+        }
+        Ok(())
+    }
+}
+
 /// Access to VM rows, their rollups, the newest row of each VM, and the process names.
 pub(crate) struct History {
     rows: Arc<RowStore>,
+    /// The kind of the rows: those of agents or those of hypervisors. Process names belong to the history of agents.
+    kind: RowKind,
     pub(crate) dirty_buckets: DirtyBuckets,
     rollups: Rollups,
     pub(crate) instances: Instances,
@@ -55,11 +88,12 @@ pub(crate) struct History {
 
 impl History {
     /// Opens the collections of rows and rollups, without sending a command to the database yet.
-    pub(crate) fn new(rows: &Arc<RowStore>, retention: Arc<RowRetention>, keep: RollupSettings) -> Self {
+    fn new(rows: &Arc<RowStore>, retention: Arc<RowRetention>, keep: RollupSettings, kind: RowKind) -> Self {
         Self {
-            dirty_buckets: DirtyBuckets::new(rows),
-            rollups: Rollups::new(rows, keep),
-            instances: Instances::new(rows),
+            kind,
+            dirty_buckets: DirtyBuckets::new(rows, kind),
+            rollups: Rollups::new(rows, keep, kind),
+            instances: Instances::new(rows, kind),
             names: ProcessNames::new(rows),
             retention,
             offset: rows.offset(),
@@ -70,17 +104,24 @@ impl History {
 
     /// Creates the indexes of process names, and applies the retention settings to rollups and to the list of VMs. A VM
     /// stays in the list as long as any VM's last row is kept.
-    pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
+    async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
-        self.names.prepare().await?;
-        let keep = self.retention.longest(RowKind::Vm);
+        if self.has_names() {
+            self.names.prepare().await?;
+        }
+        let keep = self.retention.longest(self.kind);
         self.instances.prepare(&self.rows, keep).await
+    }
+
+    /// Whether process names are collected with this history.
+    pub(crate) fn has_names(&self) -> bool {
+        self.kind == RowKind::Vm
     }
 
     /// Oldest time for which a VM's data of this resolution is kept, in Unix milliseconds.
     fn kept_since(&self, resolution: Resolution, instance: &InstanceId) -> u64 {
         let keep = match resolution {
-            Resolution::Raw => self.retention.of(RowKind::Vm, instance),
+            Resolution::Raw => self.retention.of(self.kind, instance),
             Resolution::FiveMinutes => self.rollups.keep().five_minutes,
             Resolution::Hour => self.rollups.keep().hours,
             Resolution::Day => self.rollups.keep().days,

@@ -67,12 +67,12 @@ impl History {
         }
     }
 
-    /// Rebuilds all rollups and names. Calls `done` after each VM with the total number of VMs.
+    /// Rebuilds all rollups and names. Calls `done` after each VM with the total number of VMs, which it returns.
     pub(crate) async fn rebuild(
         &self,
         shutdown: &CancellationToken,
         mut done: impl FnMut(&InstanceId, usize),
-    ) -> Result<(), MetricsError> {
+    ) -> Result<usize, MetricsError> {
         let mut found = self.rows.blocks().distinct("instance_id", doc! {}).await?;
         for flat in self.rows.flat_collections() {
             found.extend(flat.distinct("instance_id", doc! {}).await?);
@@ -82,9 +82,12 @@ impl History {
             found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
         for instance in &instances {
             if !self.rebuild_vm(instance, shutdown).await? {
-                return Ok(());
+                return Ok(instances.len());
             }
             done(instance, instances.len());
+        }
+        if !self.has_names() {
+            return Ok(instances.len());
         }
         let state = self.rows.beside::<Document>(STATE);
         let now = doc! { "$set": { "at": DateTime::from_system_time(SystemTime::now()) } };
@@ -96,7 +99,7 @@ impl History {
             vms = instances.len(),
             "rollups, newest rows and process names rebuilt"
         );
-        Ok(())
+        Ok(instances.len())
     }
 
     /// Rebuilds the rollups and names of a VM. Returns `false` if shutdown came before the end.
@@ -138,7 +141,9 @@ impl History {
     async fn rebuild_day(&self, day: &Bucket, report: &mut Report) -> Result<(), MetricsError> {
         let time = micros(day.start_ms)..micros(day.start_ms + width_ms(Resolution::Day));
         let deadline = Deadline::after(DEADLINE);
-        self.rebuild_names(&day.instance, time, deadline).await?;
+        if self.has_names() {
+            self.rebuild_names(&day.instance, time, deadline).await?;
+        }
         let offset_ms = self.offset.as_millis();
         let mut five_minutes = Buckets::new();
         let end_ms = day.start_ms + width_ms(Resolution::Day);
@@ -184,7 +189,12 @@ impl History {
     async fn first_since(&self, instance: &InstanceId, since: i64) -> Result<Option<u64>, MetricsError> {
         let mut found = Vec::new();
         // Nothing is rebuilt from the rows of filesystems.
-        for kind in RowKind::FLAT {
+        let kinds: &[_] = if self.has_names() {
+            &[RowKind::Vm, RowKind::Process]
+        } else {
+            &[self.kind]
+        };
+        for kind in kinds.iter().copied() {
             let mut query = Query::new(kind, instance, &[]).oldest_first().durable();
             query.time.start = since;
             let one = Most { rows: 1, after: None };

@@ -1,7 +1,8 @@
 //! Rollups of VM rows in the database: one collection per resolution, with one document per time bucket.
 //!
 //! ```text
-//! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
+//! vm_samples_5m             { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
+//! vm_samples_hypervisor_5m  likewise, of the rows that hypervisors measured
 //! ```
 //!
 //! A rollup is always written as a whole, and replaces the stored rollup only if that has fewer samples: `$max`
@@ -27,7 +28,7 @@ use crate::{
     deadline::Deadline,
     documents::SAMPLED_AT,
     retention,
-    store::{DUPLICATE_KEY, RowStore},
+    store::{DUPLICATE_KEY, RowKind, RowStore},
 };
 
 /// A time bucket of a VM.
@@ -61,12 +62,14 @@ pub(crate) struct Rollups {
 
 impl Rollups {
     /// Opens the collections of rollups, which are in the same database as the rows.
-    pub(crate) fn new(rows: &RowStore, keep: RollupSettings) -> Self {
+    pub(crate) fn new(rows: &RowStore, keep: RollupSettings, kind: RowKind) -> Self {
+        let suffixes = ["5m", "1h", "1d"].map(|suffix| kind.derived(suffix));
+        let [five_minutes, hours, days] = suffixes.each_ref().map(|suffix| rows.beside(suffix));
         Self {
-            five_minutes: rows.beside("5m"),
-            hours: rows.beside("1h"),
-            days: rows.beside("1d"),
-            reading: ["5m", "1h", "1d"].map(|suffix| rows.reading_beside(suffix)),
+            five_minutes,
+            hours,
+            days,
+            reading: suffixes.each_ref().map(|suffix| rows.reading_beside(suffix)),
             keep,
         }
     }

@@ -27,11 +27,7 @@ const BLOCK_BYTES: usize = 64 << 20;
 /// Returns the documents without the rows that are stored already.
 pub(super) async fn new_rows(store: &RowStore, documents: &Documents) -> Result<Documents, MetricsError> {
     let mut new = documents.clone();
-    for (kind, rows) in [
-        (RowKind::Vm, &mut new.vms),
-        (RowKind::Process, &mut new.processes),
-        (RowKind::Filesystem, &mut new.filesystems),
-    ] {
+    for (kind, rows) in new.each_mut() {
         let stored = stored(store, kind, rows).await?;
         let before = rows.len();
         rows.retain(|row| id(row).is_none_or(|id| !stored.contains(&id)));

@@ -17,7 +17,7 @@ use crate::{
     MetricsError, blocks,
     documents::Documents,
     events::Events,
-    history::History,
+    history::Histories,
     row_retention::RowRetention,
     store::{RowKind, RowStore},
 };
@@ -136,7 +136,7 @@ impl Batch {
     pub(super) async fn insert(
         &self,
         store: &RowStore,
-        history: &History,
+        histories: &Histories,
     ) -> Result<Vec<Refused>, MetricsError> {
         let mut new = Vec::with_capacity(self.documents.len());
         for documents in &self.documents {
@@ -149,15 +149,18 @@ impl Batch {
         let mut blocks = Blocks::default();
         for (source, documents) in new.iter().enumerate() {
             for kind in RowKind::ALL {
-                blocks.add(store, &history.retention, source, kind, documents)?;
+                blocks.add(store, &histories.agent.retention, source, kind, documents)?;
             }
         }
-        // Wait for both even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
-        let (unstored, marked) = tokio::join!(
+        // Wait for all even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
+        let Histories { agent, hypervisor } = histories;
+        let (unstored, of_agents, of_hypervisors) = tokio::join!(
             store.insert_blocks(&blocks.documents),
-            history.dirty_buckets.add(&new)
+            agent.dirty_buckets.add(&new),
+            hypervisor.dirty_buckets.add(&new)
         );
-        marked?;
+        of_agents?;
+        of_hypervisors?;
         let mut refused = blocks.refused;
         refused.extend(unstored?.into_iter().filter_map(|unstored| {
             let &(source, rows) = blocks.sources.get(unstored.index)?;
@@ -178,12 +181,17 @@ impl Batch {
             for row in &documents.vms {
                 events.publish_sample(row, documents.sender);
             }
+            for row in &documents.hypervisor {
+                events.publish_hypervisor_sample(row);
+            }
             if !documents.processes.is_empty() {
                 events.publish_processes(&documents.processes);
             }
             if let Some(expired) = &documents.expired {
                 counter!("vmwatch_rows_expired_total").increment(expired.count);
-                events.publish_unstored(expired.event.clone());
+                if let Some(event) = &expired.event {
+                    events.publish_unstored(event.clone());
+                }
             }
         }
     }

@@ -9,10 +9,13 @@ use async_nats::{
 };
 use metrics::counter;
 use tracing::warn;
-use vmwatch_api::metrics::{CONTENT_TYPE, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_api::metrics::{CONTENT_TYPE, DEAD_LETTER_SUBJECT_PREFIX};
 use vmwatch_bus::Bus;
 
-use super::{batch::acknowledge, message::content_type};
+use super::{
+    batch::acknowledge,
+    message::{content_type, instance_of},
+};
 use crate::MetricsError;
 
 /// Header with the reason why the sample was refused.
@@ -64,10 +67,7 @@ async fn publish(bus: &Bus, message: &Message, reason: &str) -> Result<(), Metri
     if let Some(content_type) = content_type(message) {
         headers.insert(CONTENT_TYPE, content_type);
     }
-    let instance = message
-        .subject
-        .strip_prefix(SAMPLE_SUBJECT_PREFIX)
-        .unwrap_or("unknown");
+    let instance = instance_of(&message.subject).unwrap_or("unknown");
     let subject = format!("{DEAD_LETTER_SUBJECT_PREFIX}{instance}");
     let stored = bus.publish_stored(subject, headers, message.payload.clone(), DEADLINE);
     stored.await.map(drop).map_err(MetricsError::jetstream)

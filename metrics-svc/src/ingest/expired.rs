@@ -3,7 +3,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use bson::RawDocumentBuf;
 use vmwatch_api::{
     InstanceId,
     events::{UnstoredEvent, UnstoredReason},
@@ -11,7 +10,6 @@ use vmwatch_api::{
 
 use crate::{
     documents::{Documents, ExpiredRows, SAMPLED_AT, millis_of},
-    row_kind::RowKind,
     row_retention::RowRetention,
 };
 
@@ -28,28 +26,24 @@ pub(super) fn remove(
         return;
     };
     let mut count = 0;
-    for (kind, rows) in [
-        (RowKind::Vm, &mut documents.vms),
-        (RowKind::Process, &mut documents.processes),
-        (RowKind::Filesystem, &mut documents.filesystems),
-    ] {
+    let of_agent = documents.hypervisor.is_empty();
+    for (kind, rows) in documents.each_mut() {
         if is_past(at_ms, now_ms, || retention.of(kind, instance)) {
             count += rows.len() as u64;
             rows.clear();
         }
     }
-    let event = UnstoredEvent {
+    let event = of_agent.then(|| UnstoredEvent {
         instance_id: instance.clone(),
         at_ms,
         arrived_ms: millis_of(arrival),
         reason: UnstoredReason::Expired,
-    };
+    });
     documents.expired = (count > 0).then_some(ExpiredRows { count, event });
 }
 
 fn effective_ms(documents: &Documents) -> Option<u64> {
-    let row: &RawDocumentBuf = documents.vms.first().or(documents.processes.first())?;
-    let at = row.get_datetime(SAMPLED_AT).ok()?;
+    let at = documents.first()?.get_datetime(SAMPLED_AT).ok()?;
     Some(u64::try_from(at.timestamp_millis()).unwrap_or(0))
 }
 

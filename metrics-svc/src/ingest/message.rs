@@ -1,4 +1,4 @@
-//! Decodes the messages of agents.
+//! Decodes the messages of agents and of lifecycle-svc. The subject of a message says which of them sent it.
 
 use std::time::SystemTime;
 
@@ -6,6 +6,7 @@ use async_nats::{HeaderMap, HeaderValue, jetstream::Message};
 use vmwatch_api::{
     agents::{RUN_ID, RunId, SENT_AT, Sender, UTC_OFFSET},
     events::{UnstoredEvent, UnstoredReason},
+    hypervisor_samples::{HYPERVISOR_SAMPLE_BYTES, HYPERVISOR_SAMPLE_SUBJECT_PREFIX, HypervisorSample},
     metrics::{CONTENT_TYPE, SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
     time::UtcOffset,
 };
@@ -16,6 +17,8 @@ use crate::{
     documents::{Documents, Refusal, millis_of},
     row_retention::RowRetention,
 };
+
+const OTHER_VM: &str = "instance_id differs from the VM in the message's subject";
 
 /// Why a message is refused for good.
 #[derive(Debug)]
@@ -31,10 +34,53 @@ impl From<String> for Refused {
     }
 }
 
+/// The VM in the subject of a message, whoever measured the sample; `None` if the subject is none of samples.
+pub(super) fn instance_of(subject: &str) -> Option<&str> {
+    subject
+        .strip_prefix(SAMPLE_SUBJECT_PREFIX)
+        .or_else(|| subject.strip_prefix(HYPERVISOR_SAMPLE_SUBJECT_PREFIX))
+}
+
 /// Decodes and validates a message, and removes the rows that are past their retention.
 pub(super) fn read(
     message: &Message,
     offset: UtcOffset,
+    retention: &RowRetention,
+) -> Result<Documents, Refused> {
+    let arrival = message
+        .info()
+        .map_or_else(|_| SystemTime::now(), |info| info.published.into());
+    match message.subject.strip_prefix(HYPERVISOR_SAMPLE_SUBJECT_PREFIX) {
+        Some(instance) => read_of_hypervisor(instance, message, offset, arrival, retention),
+        None => read_of_agent(message, offset, arrival, retention),
+    }
+}
+
+fn read_of_hypervisor(
+    instance: &str,
+    message: &Message,
+    offset: UtcOffset,
+    arrival: SystemTime,
+    retention: &RowRetention,
+) -> Result<Documents, Refused> {
+    if message.payload.len() > HYPERVISOR_SAMPLE_BYTES {
+        return Err(format!("the message is larger than {HYPERVISOR_SAMPLE_BYTES} bytes").into());
+    }
+    let sample: HypervisorSample = serde_json::from_slice(&message.payload)
+        .map_err(|error| format!("the message is not a sample of a hypervisor: {error}"))?;
+    if instance != sample.instance_id.as_str() {
+        return Err(OTHER_VM.to_owned().into());
+    }
+    let mut documents =
+        Documents::from_hypervisor_sample(&sample, offset, arrival).map_err(|refusal| refusal.to_string())?;
+    expired::remove(&mut documents, &sample.instance_id, retention, arrival);
+    Ok(documents)
+}
+
+fn read_of_agent(
+    message: &Message,
+    offset: UtcOffset,
+    arrival: SystemTime,
     retention: &RowRetention,
 ) -> Result<Documents, Refused> {
     if message.payload.len() > SAMPLE_PART_BYTES {
@@ -42,13 +88,8 @@ pub(super) fn read(
     }
     let sample = decode(content_type(message), &message.payload)?;
     if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-        return Err("instance_id differs from the VM in the message's subject"
-            .to_owned()
-            .into());
+        return Err(OTHER_VM.to_owned().into());
     }
-    let arrival = message
-        .info()
-        .map_or_else(|_| SystemTime::now(), |info| info.published.into());
     let mut documents = Documents::from_sample(&sample, offset, arrival)
         .map_err(|refusal| refused(&sample, &refusal, arrival))?;
     expired::remove(&mut documents, &sample.instance_id, retention, arrival);

@@ -20,7 +20,7 @@ use super::{
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };
-use crate::{MetricsError, events::Events, history::History, store::RowStore};
+use crate::{MetricsError, events::Events, history::Histories, store::RowStore};
 
 /// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
 /// wait.
@@ -52,7 +52,7 @@ pub(super) enum Work {
 /// Writes batches to the database, one at a time.
 pub(super) struct Writer {
     pub(super) store: Arc<RowStore>,
-    pub(super) history: Arc<History>,
+    pub(super) histories: Histories,
     pub(super) events: Events,
     pub(super) bus: Bus,
     pub(super) suspects: Suspects,
@@ -72,7 +72,7 @@ struct Outcome {
 impl Writer {
     pub(super) fn new(
         store: &Arc<RowStore>,
-        history: &Arc<History>,
+        histories: &Histories,
         events: Events,
         bus: &Bus,
         offset: UtcOffset,
@@ -81,7 +81,7 @@ impl Writer {
         Self {
             suspects: Suspects::new(store),
             store: Arc::clone(store),
-            history: Arc::clone(history),
+            histories: histories.clone(),
             events,
             bus: bus.clone(),
             offset,
@@ -123,7 +123,7 @@ impl Writer {
             refuse(&self.bus, &message, &reason).await;
             return Some(());
         }
-        match read(&message, self.offset, &self.history.retention) {
+        match read(&message, self.offset, &self.histories.agent.retention) {
             Ok(documents) => {
                 if let Some(refused) = &documents.refused {
                     counter!("vmwatch_rows_refused_total").increment(refused.count);
@@ -265,18 +265,14 @@ impl Writer {
         shutdown: &CancellationToken,
     ) -> Option<Result<Vec<Refused>, MetricsError>> {
         let started = Instant::now();
-        let (store, history, batch) = (
-            Arc::clone(&self.store),
-            Arc::clone(&self.history),
-            Arc::clone(batch),
-        );
+        let (store, histories, batch) = (Arc::clone(&self.store), self.histories.clone(), Arc::clone(batch));
         let limit = self.ack_wait * 2 / 3;
         let waiting = timeout(limit, Arc::clone(&self.attempts).acquire_owned());
         let Ok(permit) = shutdown.run_until_cancelled(waiting).await? else {
             return Some(Err(MetricsError::Unanswered(limit)));
         };
         let insert = async move {
-            let inserted = batch.insert(&store, &history).await;
+            let inserted = batch.insert(&store, &histories).await;
             drop(permit);
             inserted
         };

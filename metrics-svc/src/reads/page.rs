@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use bson::cstr;
 use vmwatch_api::{
     InstanceId, PageRoom,
     metrics::{
@@ -26,7 +27,7 @@ pub(super) const FIRST_DATE: &str = "0000-01-01T00:00:00";
 /// A query for a page of the newest rows of a VM.
 #[derive(Debug, Clone, Copy)]
 pub struct PageQuery<'a> {
-    /// Whether to read VM rows or process rows.
+    /// Which rows to read. Rows of hypervisors get the keys of VM rows.
     pub kind: RowKind,
     /// The VM whose rows to read.
     pub instance: &'a InstanceId,
@@ -45,7 +46,7 @@ impl RowStore {
     /// last report, and then with everything older.
     pub async fn latest(&self, page: PageQuery<'_>, deadline: Deadline) -> Result<RowPage, MetricsError> {
         let columns: &[&str] = match page.kind {
-            RowKind::Vm => &VM_ROW_KEYS,
+            RowKind::Vm | RowKind::Hypervisor => &VM_ROW_KEYS,
             RowKind::Process => &PROCESS_ROW_KEYS,
             RowKind::Filesystem => &FILESYSTEM_ROW_KEYS,
         };
@@ -69,7 +70,7 @@ impl RowStore {
         newest.read(self, &query, &mut budget, deadline).await?;
         if newest.is_empty()
             && end.is_none()
-            && let Some(last) = last_report(self, page.instance, deadline).await?
+            && let Some(last) = last_report(self, page.kind, page.instance, deadline).await?
         {
             let before = two_hours_before(micros_of(last)).min(since);
             query.time = before..since;
@@ -79,8 +80,29 @@ impl RowStore {
         self.read_older(&mut newest, query, since, &mut budget, deadline)
             .await?;
         let end = newest.ended_at.map(end_position).transpose()?;
-        into_page(columns, limit, &newest.into_rows(), end)
+        let mut rows = newest.into_rows();
+        if page.kind == RowKind::Hypervisor {
+            rows.iter_mut().for_each(fill_in);
+        }
+        into_page(columns, limit, &rows, end)
     }
+}
+
+/// Gives the row of a hypervisor the values that the documented API requires and hypervisors do not know.
+fn fill_in(row: &mut Row) {
+    for key in [
+        cstr!("net_incoming"),
+        cstr!("disk_write"),
+        cstr!("mem"),
+        cstr!("net_outgoing"),
+        cstr!("cpu_util"),
+        cstr!("disk_read"),
+    ] {
+        if !matches!(row.document.get(key), Ok(Some(_))) {
+            row.document.append(key, 0.0);
+        }
+    }
+    row.document.append(cstr!("proc"), 0_i32);
 }
 
 /// Encodes as many rows as fit on a page. `end` is where the page ends in any case.

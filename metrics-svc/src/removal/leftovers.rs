@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use vmwatch_api::InstanceId;
 
 use super::{REMOVALS, delete_derived};
-use crate::{MetricsError, database::find, deadline::Deadline, history::History, store::RowStore};
+use crate::{MetricsError, database::find, deadline::Deadline, history::Histories, store::RowStore};
 
 /// Time after a removal at which no work is left that has read rows before it. A pass over dirty buckets takes at most a
 /// minute.
@@ -54,13 +54,13 @@ pub(super) async fn record(
 /// Deletes derived data of removed VMs until shutdown.
 pub(super) async fn follow(
     rows: &RowStore,
-    history: &History,
+    histories: &Histories,
     interval: Duration,
     shutdown: &CancellationToken,
 ) {
     let pause = interval.max(MIN_PAUSE);
     while shutdown.run_until_cancelled(sleep(pause)).await.is_some() {
-        if let Err(error) = pass(rows, history, shutdown).await {
+        if let Err(error) = pass(rows, histories, shutdown).await {
             warn!(
                 cause = error.cause(),
                 "deleting derived data of removed VMs failed; retrying"
@@ -69,7 +69,11 @@ pub(super) async fn follow(
     }
 }
 
-async fn pass(rows: &RowStore, history: &History, shutdown: &CancellationToken) -> Result<(), MetricsError> {
+async fn pass(
+    rows: &RowStore,
+    histories: &Histories,
+    shutdown: &CancellationToken,
+) -> Result<(), MetricsError> {
     let removals = rows.beside::<Document>(REMOVALS);
     let due = SystemTime::now().checked_sub(AFTER);
     let due = due.map_or(DateTime::MIN, DateTime::from_system_time);
@@ -79,16 +83,18 @@ async fn pass(rows: &RowStore, history: &History, shutdown: &CancellationToken) 
         let removal = Document::try_from(cursor.current())?;
         if let Ok(instance) = removal.get_str("_id")?.parse() {
             let mut records = 0;
-            delete_derived(history, &instance, Deadline::after(LIMIT), &mut records).await?;
-            match history.rebuild_vm(&instance, shutdown).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(error @ MetricsError::Store(_)) => return Err(error),
-                // The data must not be deleted again in each pass, and other VMs must not wait.
-                Err(error) => warn!(
-                    instance_id = %instance, cause = error.cause(),
-                    "rebuilding the rollups and process names of a removed VM from newer rows failed; `vmwatch-metrics rebuild` repeats it"
-                ),
+            for history in histories.both() {
+                delete_derived(history, &instance, Deadline::after(LIMIT), &mut records).await?;
+                match history.rebuild_vm(&instance, shutdown).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    Err(error @ MetricsError::Store(_)) => return Err(error),
+                    // The data must not be deleted again in each pass, and other VMs must not wait.
+                    Err(error) => warn!(
+                        instance_id = %instance, cause = error.cause(),
+                        "rebuilding the rollups and process names of a removed VM from newer rows failed; `vmwatch-metrics rebuild` repeats it"
+                    ),
+                }
             }
             if records > 0 {
                 info!(

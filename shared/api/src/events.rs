@@ -31,6 +31,8 @@ pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
 pub enum LiveEvent {
     /// A row of a VM was stored.
     Sample(SampleEvent),
+    /// A row that the hypervisor measured of a VM was stored.
+    HypervisorSample(HypervisorSampleEvent),
     /// Rows of a VM's processes were stored.
     Processes(ProcessesEvent),
     /// An operation changed; the event holds its current record.
@@ -58,6 +60,16 @@ pub struct SampleEvent {
     /// The sender of the sample; `None` if it did not come in a message with headers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<Sender>,
+}
+
+/// The values of a row that the hypervisor measured of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HypervisorSampleEvent {
+    pub instance_id: InstanceId,
+    /// Time of the sample, Unix milliseconds.
+    pub at_ms: u64,
+    #[serde(flatten)]
+    pub values: VmValues,
 }
 
 /// Live event: the process table of a sample has been stored.
@@ -112,8 +124,9 @@ pub enum UnstoredReason {
 }
 
 /// The event kinds known to this version of vmwatch.
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "sample",
+    "hypervisor_sample",
     "processes",
     "operation",
     "machine",
@@ -144,6 +157,7 @@ impl LiveEvent {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Sample(_) => "sample",
+            Self::HypervisorSample(_) => "hypervisor_sample",
             Self::Processes(_) => "processes",
             Self::Operation(_) => "operation",
             Self::Machine(_) => "machine",
@@ -156,6 +170,7 @@ impl LiveEvent {
     pub const fn instance(&self) -> &InstanceId {
         match self {
             Self::Sample(event) => &event.instance_id,
+            Self::HypervisorSample(event) => &event.instance_id,
             Self::Processes(event) => &event.instance_id,
             Self::Operation(event) => &event.instance_id,
             Self::Machine(event) => &event.instance_id,

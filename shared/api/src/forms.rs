@@ -9,6 +9,7 @@ use super::{
     audit::{AuditRecord, AuditResult},
     enrollment::{AgentRecord, JoinTokenRecord},
     events::LiveEvent,
+    hypervisor_samples::HypervisorSample,
     inventory::{InventoryHypervisor, InventoryVm},
     labels::VmLabels,
     lifecycle::MachineState,
@@ -43,13 +44,15 @@ const SESSION_RECORD: &str = include_str!("../../../tests/golden/forms/session-r
 const SESSION_LIST: &str = include_str!("../../../tests/golden/forms/session-list.json");
 const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record.json");
 const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
+const HYPERVISOR_SAMPLE: &str = include_str!("../../../tests/golden/forms/hypervisor-sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
 const JOIN_TOKEN: &str = include_str!("../../../tests/golden/forms/join-token.json");
 const AGENT: &str = include_str!("../../../tests/golden/forms/agent.json");
-const EVENTS: [&str; 5] = [
+const EVENTS: [&str; 6] = [
+    include_str!("../../../tests/golden/forms/event-hypervisor-sample.json"),
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
     include_str!("../../../tests/golden/forms/event-machine.json"),
@@ -65,6 +68,7 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<SessionList>(SESSION_LIST);
     reads_more::<UserRecord>(USER_RECORD);
     reads_more::<Sample>(SAMPLE);
+    reads_more::<HypervisorSample>(HYPERVISOR_SAMPLE);
     reads_more::<Envelope<()>>(FAULT);
     reads_more::<InventoryVm>(INVENTORY_VM);
     reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);

@@ -228,6 +228,28 @@ impl Method for VmHistory {
     }
 }
 
+/// Reads the history of what the hypervisor measured of a VM, like [`VmHistory`]. It is a method of its own, because an
+/// older service would ignore a parameter and answer the history of the agent.
+#[derive(Debug)]
+pub struct VmHypervisorHistory;
+
+impl Method for VmHypervisorHistory {
+    type Params = VmHistoryQuery;
+    type Reply = VmSeries;
+    const INFO: MethodInfo = MethodInfo {
+        class: Class::HeavyRead,
+        ..query("metrics.vm.hypervisor_history")
+    };
+
+    fn instance(params: &VmHistoryQuery) -> Option<&InstanceId> {
+        Some(&params.instance_id)
+    }
+
+    fn hidden() -> Result<VmSeries, Fault> {
+        Ok(VmSeries::default())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,22 @@ pub const HYPERVISOR_SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.hypervisor_sample
 /// Maximum size of a message, in bytes.
 pub const HYPERVISOR_SAMPLE_BYTES: usize = 4096;
 
+/// The keys of a hypervisor's row in exports of the REST API.
+pub const HYPERVISOR_ROW_KEYS: [&str; 12] = [
+    "net_incoming",
+    "disk_write",
+    "mem",
+    "net_outgoing",
+    "instance_id",
+    "cpu_util",
+    "disk_read",
+    "create_date",
+    "_id",
+    "cores",
+    "steal",
+    "hypervisor",
+];
+
 /// What a hypervisor measured of one VM at one moment, as JSON. A value is absent if the hypervisor does not know it; a
 /// rate is also absent in the first sample after the VM was started or has moved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -208,6 +208,7 @@ pub const METHODS: &[MethodInfo] = &[
     vms::List::INFO,
     vms::Get::INFO,
     history::VmHistory::INFO,
+    history::VmHypervisorHistory::INFO,
     processes::ProcessesAt::INFO,
     processes::ProcessHistory::INFO,
     processes::ProcessEvents::INFO,

@@ -110,6 +110,9 @@ impl Limit {
     /// The validation rule for the limit of a query, as quoted in error messages to callers.
     pub const RULE: &str = "must be an integer from 1 to 1000";
 
+    /// One row.
+    pub const ONE: Self = Self(1);
+
     /// Returns `None` unless `limit` is from 1 to 1000.
     pub fn new(limit: u64) -> Option<Self> {
         u16::try_from(limit)

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{TimeRange, query},
+    hypervisor_samples::HYPERVISOR_ROW_KEYS,
     metrics::{FILESYSTEM_ROW_KEYS, PROCESS_ROW_KEYS, RowId, Rows, VM_EXPORT_KEYS},
     processes::ProcessName,
 };
@@ -22,6 +23,8 @@ pub enum RowKind {
     Process,
     /// Its filesystems.
     Filesystem,
+    /// The VM itself, as its hypervisor measured it.
+    Hypervisor,
 }
 
 impl RowKind {
@@ -31,6 +34,7 @@ impl RowKind {
             Self::Vm => &VM_EXPORT_KEYS,
             Self::Process => &PROCESS_ROW_KEYS,
             Self::Filesystem => &FILESYSTEM_ROW_KEYS,
+            Self::Hypervisor => &HYPERVISOR_ROW_KEYS,
         }
     }
 }

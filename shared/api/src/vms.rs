@@ -43,9 +43,9 @@ pub enum VmSort {
     Hypervisor,
     /// State of the VM on its hypervisor.
     State,
-    /// CPU usage of the VM.
+    /// CPU usage of the VM, as its agent reports it, or else its hypervisor.
     Cpu,
-    /// Memory usage of the VM.
+    /// Memory usage of the VM, as its agent reports it, or else its hypervisor.
     Mem,
     /// Disk rate of the VM, reads plus writes.
     Disk,
@@ -374,6 +374,10 @@ pub struct ListedVm {
     /// time of the newest row. A VM is silent by this time, because it does not depend on the VM's clock.
     pub last_report_ms: Option<u64>,
     pub sample: Option<NewestSample>,
+    /// The newest sample that the hypervisor measured; `None` if it has measured none for longer than
+    /// `VMWATCH_SILENT_AFTER`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor_sample: Option<NewestSample>,
     /// Why the samples may be wrong or misleading or are not stored, by the recent messages of the agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agent_faults: Vec<AgentFault>,
@@ -384,7 +388,7 @@ pub struct ListedVm {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub agent_outdated: bool,
     /// Maximum CPU usage in each three minutes of the last hour, oldest first; null where there was no sample. Empty if
-    /// there is no sample at all.
+    /// there is no sample at all. It is computed from the samples of the hypervisor if the agent sent none.
     #[serde(default)]
     pub cpu_sparkline: Vec<Option<f64>>,
 }
@@ -595,7 +599,10 @@ mod tests {
     }
 
     #[test]
-    fn listed_vm_matches_golden_json() {
+    fn listed_vm_of_an_agent_and_of_a_hypervisor_matches_golden_json() {
+        let both = r#"{"instance_id":"vm-1","name":null,"hypervisor":null,"also_on":[],"state":null,"labels":{},"agent":"never","last_report_ms":null,"sample":null,"hypervisor_sample":{"at_ms":1483277879001,"cpu_util":1.5,"mem":null,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":null,"cores":4,"steal":0.5,"load":null,"swap":null,"pressure_cpu":null,"pressure_mem":null,"pressure_io":null},"cpu_sparkline":[]}"#;
+        let vm: ListedVm = serde_json::from_str(both).unwrap();
+        assert_eq!(serde_json::to_string(&vm).unwrap(), both);
         let golden = r#"{"instance_id":"vm-1","name":"web","hypervisor":"lab","also_on":[],"state":"running","labels":{"hv/os":"debian"},"agent":"reporting","last_report_ms":1483277880000,"sample":{"at_ms":1483277879001,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95,"cores":4,"steal":0.5,"load":2.25,"swap":null,"pressure_cpu":30.5,"pressure_mem":0.0,"pressure_io":7.0},"cpu_sparkline":[null,1.5]}"#;
         let vm: ListedVm = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&vm).unwrap(), golden);

@@ -34,6 +34,8 @@ pub enum RowIdentity {
         /// The hash of the mount point that [`RowIdentity::filesystem`] computes.
         hash: u64,
     },
+    /// A row with the values that the hypervisor measured of the VM.
+    Hypervisor,
 }
 
 /// The part of the key that all summed rows share: greater than any pid.
@@ -65,6 +67,7 @@ impl RowIdentity {
     pub fn of<'a>(kind: Kind, field: impl Fn(&str) -> Value<'a>) -> Result<Self, RowError> {
         match kind {
             Kind::Vm => Ok(Self::Vm),
+            Kind::Hypervisor => Ok(Self::Hypervisor),
             Kind::Process => Self::of_process(field),
             Kind::Filesystem => match field("mount_point") {
                 Value::Text(mount_point) => Ok(Self::filesystem(mount_point)),
@@ -99,7 +102,7 @@ impl RowIdentity {
 
     pub(crate) fn key(self) -> Key {
         match self {
-            Self::Vm => (0, 0),
+            Self::Vm | Self::Hypervisor => (0, 0),
             Self::Process { pid, started } => (pid.into(), started.to_bits()),
             Self::Sum { hash } => (SUM_KEY, hash),
             Self::Filesystem { hash } => (0, hash),
@@ -110,6 +113,7 @@ impl RowIdentity {
     pub(crate) fn of_key(kind: Kind, (pid, rest): Key) -> Self {
         match (kind, u32::try_from(pid)) {
             (Kind::Vm, _) => Self::Vm,
+            (Kind::Hypervisor, _) => Self::Hypervisor,
             (Kind::Process, Ok(pid)) => Self::Process {
                 pid,
                 started: f64::from_bits(rest),
@@ -150,6 +154,7 @@ pub fn row_id(instance: &str, create_date: &str, unix_second: i64, identity: Row
             hash.update(b"filesystem");
             hash.update(of_mount_point.to_be_bytes());
         }
+        RowIdentity::Hypervisor => hash.update(b"hypervisor"),
     }
     let digest: [u8; 32] = hash.finalize().into();
     // 32 bits for the second suffice until 2106, as in any `ObjectId`.
@@ -186,6 +191,24 @@ mod tests {
             vm,
             [
                 0x58, 0x69, 0x06, 0x37, 0x8b, 0x3c, 0xb1, 0x34, 0xee, 0x7c, 0x33, 0x36
+            ]
+        );
+    }
+
+    #[test]
+    fn row_of_the_hypervisor_has_another_id_than_the_row_of_the_agent() {
+        let id = |kind| {
+            let identity = RowIdentity::of(kind, |_| Value::Missing).unwrap();
+            assert_eq!(RowIdentity::of_key(kind, identity.key()).key(), identity.key());
+            row_id("vm-1", "2017-01-01T21:37:59.001065", 0x5869_0637, identity)
+        };
+        let hypervisor = id(Kind::Hypervisor);
+        assert_ne!(hypervisor, id(Kind::Vm));
+        // Otherwise rows that are redelivered after an upgrade would be stored twice.
+        assert_eq!(
+            hypervisor,
+            [
+                0x58, 0x69, 0x06, 0x37, 0xc3, 0x63, 0x7a, 0x04, 0xd1, 0xaf, 0x31, 0x4c
             ]
         );
     }

@@ -28,7 +28,7 @@ impl Block<'_> {
     pub fn ids(&mut self, instance: &str) -> Result<Ids, BlockError> {
         let (mut pids, mut starts, mut mount_points) = Default::default();
         match self.kind() {
-            Kind::Vm => {}
+            Kind::Vm | Kind::Hypervisor => {}
             Kind::Process => (pids, starts) = (self.column("pid")?, self.column("running_time")?),
             Kind::Filesystem => mount_points = self.column("mount_point")?,
         }

@@ -30,7 +30,7 @@ pub(crate) const ID_TIME: &str = "\nid time";
 pub(crate) const ID_REST: &str = "\nid rest";
 
 /// Columns whose name is written as one byte: the position in this list, plus 1. New names may only be appended.
-const KNOWN: [&str; 44] = [
+const KNOWN: [&str; 45] = [
     DATES,
     SAMPLES,
     PROCESSES,
@@ -75,6 +75,7 @@ const KNOWN: [&str; 44] = [
     "owner_inherited",
     "short_lived",
     "lost_exit_records",
+    "hypervisor",
 ];
 
 /// Appends the name of a column.

@@ -65,6 +65,8 @@ pub enum Kind {
     Process,
     /// Rows of its filesystems.
     Filesystem,
+    /// Rows that its hypervisor measured.
+    Hypervisor,
 }
 
 impl Kind {
@@ -74,6 +76,7 @@ impl Kind {
             Self::Vm => 1,
             Self::Process => 2,
             Self::Filesystem => 3,
+            Self::Hypervisor => 4,
         }
     }
 
@@ -83,6 +86,7 @@ impl Kind {
             1 => Some(Self::Vm),
             2 => Some(Self::Process),
             3 => Some(Self::Filesystem),
+            4 => Some(Self::Hypervisor),
             _ => None,
         }
     }
@@ -90,7 +94,7 @@ impl Kind {
     /// Whether a sample has several rows of this kind, which blocks group by what they describe. In the names of this
     /// crate, a mount point is also a process.
     pub(crate) const fn is_grouped(self) -> bool {
-        !matches!(self, Self::Vm)
+        matches!(self, Self::Process | Self::Filesystem)
     }
 }
 

@@ -374,6 +374,28 @@ fn rows_of_filesystems_take_few_bytes_and_are_grouped_by_mount_point() {
 }
 
 #[test]
+fn rows_of_hypervisors_keep_missing_values_and_have_ids_of_their_own() {
+    let mut rows = Rows::new(Kind::Hypervisor, "vm-1", OFFSET);
+    let mut of_agent = Rows::new(Kind::Vm, "vm-1", OFFSET);
+    for (second, cpu) in [(0, Value::Missing), (10, Value::Double(1.5))] {
+        let date = format!("2017-01-01T21:37:{second:02}.001065");
+        let fields = [("cpu_util", cpu), ("hypervisor", Value::Text("lab"))];
+        rows.push(&date, None, None, fields).unwrap();
+        of_agent.push(&date, None, None, fields).unwrap();
+    }
+    let bytes = encode(&rows).remove(0).bytes;
+    let mut block = Block::open(&bytes, LIMITS).unwrap();
+    assert_eq!((block.kind(), block.len()), (Kind::Hypervisor, 2));
+    let cpu = block.column("cpu_util").unwrap();
+    assert_eq!((cpu.get(0), cpu.get(1)), (Value::Missing, Value::Double(1.5)));
+    assert_eq!(block.column("hypervisor").unwrap().get(1), Value::Text("lab"));
+    let ids = block.ids("vm-1").unwrap();
+    assert_eq!([ids.get(0), ids.get(1)], *rows.ids());
+    assert!(rows.ids().iter().all(|id| !of_agent.ids().contains(id)));
+    assert!(of_agent.push_block(&mut block).is_err(), "kinds are not mixed");
+}
+
+#[test]
 fn rows_that_no_block_can_hold_are_rejected_and_change_nothing() {
     let mut rows = many(2);
     let before = encode(&rows);

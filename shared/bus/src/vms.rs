@@ -6,7 +6,7 @@
 //! newest rows (metrics-svc) ───> rows ──────┘
 //! ```
 //!
-//! All three tables are sorted by the id of the VM, so that a request merges them in one pass, without copies of rows
+//! There are two tables of rows, those of agents and those of hypervisors. All tables are sorted by the id of the VM, so that a request merges them in one pass, without copies of rows
 //! that are not on the page.
 
 mod inventory;

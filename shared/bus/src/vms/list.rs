@@ -39,9 +39,12 @@ pub struct Vms<'a> {
 /// The newest rows of VMs.
 #[derive(Debug, Clone, Copy)]
 pub struct Measures<'a> {
-    /// The rows.
+    /// The rows that agents reported.
     pub rows: &'a Rows,
-    /// Time without a report after which an agent counts as silent, in milliseconds.
+    /// The rows that hypervisors measured.
+    pub measured: &'a Rows,
+    /// Time without a report after which an agent counts as silent, in milliseconds. A row of a hypervisor that is older
+    /// than that is not listed.
     pub silent_after_ms: u64,
     /// The UTC offset of the deployment, which agents must have.
     pub utc_offset: UtcOffset,
@@ -60,6 +63,8 @@ struct Found<'a> {
     copy: Option<&'a VmCopy>,
     labels: Option<&'a Labelled>,
     row: Option<&'a Row>,
+    /// The row that the hypervisor measured recently.
+    measured: Option<&'a Row>,
     agent: Option<Agent>,
     /// Why the last sample of the VM was not stored.
     unstored: Option<AgentFault>,
@@ -159,7 +164,7 @@ impl<'a> Vms<'a> {
     /// Whether a VM has a label that an operator has set or that one of its hypervisors has.
     pub fn has_label(&self, id: &'a InstanceId, label: &LabelFilter) -> bool {
         let copies = self.inventory.copies(id);
-        self.found(id, copies, None, self.labels.of(id), 0)
+        self.found(id, copies, OfVm::default(), self.labels.of(id), 0)
             .has_label(label)
     }
 
@@ -170,10 +175,19 @@ impl<'a> Vms<'a> {
                 let joined = Joined {
                     copies: self.inventory.sorted().peekable(),
                     rows: self.measures.map(|measures| measures.rows.sorted().peekable()),
+                    measured: self
+                        .measures
+                        .map(|measures| measures.measured.sorted().peekable()),
                     labels: self.labels.sorted().peekable(),
                 };
-                for (id, copies, row, labels) in joined {
-                    call(self.found(id, copies, row, labels, now_ms));
+                for Known {
+                    id,
+                    copies,
+                    rows,
+                    labels,
+                } in joined
+                {
+                    call(self.found(id, copies, rows, labels, now_ms));
                 }
             }
             Scope::Only(ids) => {
@@ -190,36 +204,44 @@ impl<'a> Vms<'a> {
 
     fn find(&self, id: &InstanceId, now_ms: u64) -> Option<Found<'a>> {
         let row = self.measures.and_then(|measures| measures.rows.entry(id));
+        let measured = self.measures.and_then(|measures| measures.measured.entry(id));
         let known = self.inventory.entry(id);
-        let id = known.map(|(id, _)| id).or(row.map(|(id, _)| id))?;
+        let id = known.map(|(id, _)| id).or(row.or(measured).map(|(id, _)| id))?;
         let copies = known.map_or(&[][..], |(_, copies)| copies);
-        Some(self.found(id, copies, row.map(|(_, row)| row), self.labels.of(id), now_ms))
+        let rows = OfVm {
+            agent: row.map(|(_, row)| row),
+            hypervisor: measured.map(|(_, row)| row),
+        };
+        Some(self.found(id, copies, rows, self.labels.of(id), now_ms))
     }
 
     fn found(
         &self,
         id: &'a InstanceId,
         copies: &'a [VmCopy],
-        row: Option<&'a Row>,
+        rows: OfVm<'a>,
         labels: Option<&'a Labelled>,
         now_ms: u64,
     ) -> Found<'a> {
+        let silent_after_ms = self.measures.map_or(0, |measures| measures.silent_after_ms);
+        let is_recent = |row: &Row| now_ms.saturating_sub(row.reported_ms) <= silent_after_ms;
         let unstored = self
             .measures
             .and_then(|measures| measures.rows.unstored(id, now_ms));
-        let agent = self.measures.map(|measures| match row {
+        let agent = self.measures.map(|_| match rows.agent {
             // The agent reports, although its samples are not stored.
             _ if unstored.is_some() => Agent::Reporting,
             None => Agent::Never,
-            Some(row) if now_ms.saturating_sub(row.reported_ms) > measures.silent_after_ms => Agent::Silent,
-            Some(_) => Agent::Reporting,
+            Some(row) if is_recent(row) => Agent::Reporting,
+            Some(_) => Agent::Silent,
         });
         Found {
             id,
             copies,
             copy: None,
             labels,
-            row,
+            row: rows.agent,
+            measured: rows.hypervisor.filter(|row| is_recent(row)),
             agent,
             unstored,
             now_ms,
@@ -331,9 +353,10 @@ impl<'a> Found<'a> {
     }
 
     fn key(&self, sort: VmSort) -> Key<'a> {
-        // The last values of a VM are stale if its agent is silent or its samples are not stored, so such a VM comes last.
+        // The last values of an agent are stale if it is silent or its samples are not stored. Without values of the
+        // hypervisor, such a VM comes last.
         let is_current = self.agent == Some(Agent::Reporting) && self.unstored.is_none();
-        let values = self.row.filter(|_| is_current);
+        let values = self.row.filter(|_| is_current).or(self.measured);
         let values = values.map(|row| row.sample.values).unwrap_or_default();
         let both = |one: Option<f64>, other: Option<f64>| Some(one? + other?);
         let value = match sort {
@@ -371,49 +394,79 @@ impl<'a> Found<'a> {
             agent: self.agent,
             last_report_ms: self.row.map(|row| row.reported_ms),
             sample: self.row.map(|row| row.sample),
+            hypervisor_sample: self.measured.map(|row| row.sample),
             agent_faults: self.faults(),
             agent_version: self.status.map(|(status, _)| status.version.clone()),
             agent_outdated: self.status.is_some_and(|(_, is_outdated)| is_outdated),
-            cpu_sparkline: self.row.map(|row| row.sparkline(now_ms)).unwrap_or_default(),
+            cpu_sparkline: self.sparkline(now_ms),
+        }
+    }
+
+    /// The sparkline of the agent's samples, or of the hypervisor's if the agent sent none in the last hour.
+    fn sparkline(&self, now_ms: u64) -> Vec<Option<f64>> {
+        let of_agent = self.row.map(|row| row.sparkline(now_ms));
+        let has_points = |points: &Vec<Option<f64>>| points.iter().any(Option::is_some);
+        let of_hypervisor = || self.measured.map(|row| row.sparkline(now_ms));
+        match of_agent {
+            Some(points) if has_points(&points) => points,
+            of_agent => of_hypervisor().or(of_agent).unwrap_or_default(),
         }
     }
 }
 
+type SortedRows<'a> = Peekable<btree_map::Iter<'a, InstanceId, Row>>;
+
 /// Merges the tables, which are sorted by id. Yields each VM that a hypervisor has or that has a row.
 struct Joined<'a> {
     copies: Peekable<btree_map::Iter<'a, InstanceId, Vec<VmCopy>>>,
-    rows: Option<Peekable<btree_map::Iter<'a, InstanceId, Row>>>,
+    rows: Option<SortedRows<'a>>,
+    measured: Option<SortedRows<'a>>,
     labels: Peekable<btree_map::Iter<'a, InstanceId, Labelled>>,
 }
 
-impl<'a> Iterator for Joined<'a> {
-    type Item = (
-        &'a InstanceId,
-        &'a [VmCopy],
-        Option<&'a Row>,
-        Option<&'a Labelled>,
-    );
+/// What the tables have of a VM.
+struct Known<'a> {
+    id: &'a InstanceId,
+    copies: &'a [VmCopy],
+    rows: OfVm<'a>,
+    labels: Option<&'a Labelled>,
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
+/// The newest rows of a VM, by their source.
+#[derive(Debug, Clone, Copy, Default)]
+struct OfVm<'a> {
+    agent: Option<&'a Row>,
+    hypervisor: Option<&'a Row>,
+}
+
+impl<'a> Iterator for Joined<'a> {
+    type Item = Known<'a>;
+
+    fn next(&mut self) -> Option<Known<'a>> {
+        let next = |rows: &mut Option<SortedRows<'a>>| {
+            let (id, _) = rows.as_mut()?.peek()?;
+            Some(*id)
+        };
         let listed = self.copies.peek().map(|(id, _)| *id);
-        let reported = self.rows.as_mut().and_then(|rows| rows.peek()).map(|(id, _)| *id);
-        let id = match (listed, reported) {
-            (Some(one), Some(other)) => one.min(other),
-            (one, other) => one.or(other)?,
+        let firsts = [listed, next(&mut self.rows), next(&mut self.measured)];
+        let id = firsts.into_iter().flatten().min()?;
+        let of = |rows: &mut Option<SortedRows<'a>>| {
+            let (_, row) = rows.as_mut()?.next_if(|(next, _)| *next == id)?;
+            Some(row)
+        };
+        let rows = OfVm {
+            agent: of(&mut self.rows),
+            hypervisor: of(&mut self.measured),
         };
         let copies = self.copies.next_if(|(next, _)| *next == id);
-        let row = self
-            .rows
-            .as_mut()
-            .and_then(|rows| rows.next_if(|(next, _)| *next == id));
         while self.labels.next_if(|(next, _)| *next < id).is_some() {}
         let labels = self.labels.next_if(|(next, _)| *next == id);
-        Some((
+        Some(Known {
             id,
-            copies.map_or(&[], |(_, copies)| copies.as_slice()),
-            row.map(|(_, row)| row),
-            labels.map(|(_, labels)| labels),
-        ))
+            copies: copies.map_or(&[], |(_, copies)| copies.as_slice()),
+            rows,
+            labels: labels.map(|(_, labels)| labels),
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The newest row of each VM in memory.
+//! The newest row of each VM in memory, of one source: its agent or its hypervisor.
 
 use std::{
     collections::{BTreeMap, btree_map},

@@ -19,6 +19,7 @@ struct Tables {
     inventory: InventoryTable,
     labels: LabelTable,
     rows: Rows,
+    measured: Rows,
     statuses: StatusTable,
 }
 
@@ -29,6 +30,7 @@ impl Tables {
             labels: &self.labels,
             measures: Some(Measures {
                 rows: &self.rows,
+                measured: &self.measured,
                 silent_after_ms: SILENT_AFTER,
                 utc_offset: UtcOffset::UTC,
                 statuses: &self.statuses,
@@ -38,21 +40,17 @@ impl Tables {
     }
 
     fn report(&mut self, id: &str, cpu: f64, ago_ms: u64) {
-        let sample = NewestSample {
-            at_ms: NOW - ago_ms,
-            values: VmValues {
-                cpu_util: Some(cpu),
-                mem: Some(100.0 - cpu),
-                disk_read: Some(0.0),
-                disk_write: Some(0.0),
-                net_incoming: Some(cpu * 2.0),
-                net_outgoing: Some(0.0),
-                proc: None,
-                ..VmValues::default()
-            },
-            restricted: None,
-        };
+        let sample = newest(cpu, ago_ms);
         assert!(self.rows.note(&id.parse().unwrap(), sample, NOW - ago_ms, None));
+    }
+
+    /// Adds a row that the hypervisor measured.
+    fn measure(&mut self, id: &str, cpu: f64, ago_ms: u64) {
+        let sample = newest(cpu, ago_ms);
+        assert!(
+            self.measured
+                .note(&id.parse().unwrap(), sample, NOW - ago_ms, None)
+        );
     }
 
     fn label(&mut self, id: &str, key: &str, value: &str) {
@@ -63,6 +61,23 @@ impl Tables {
 
     fn page(&self, query: &VmQuery) -> VmPage {
         self.vms().list(&Scope::All, query, NOW).unwrap()
+    }
+}
+
+fn newest(cpu: f64, ago_ms: u64) -> NewestSample {
+    NewestSample {
+        at_ms: NOW - ago_ms,
+        values: VmValues {
+            cpu_util: Some(cpu),
+            mem: Some(100.0 - cpu),
+            disk_read: Some(0.0),
+            disk_write: Some(0.0),
+            net_incoming: Some(cpu * 2.0),
+            net_outgoing: Some(0.0),
+            proc: None,
+            ..VmValues::default()
+        },
+        restricted: None,
     }
 }
 
@@ -171,6 +186,54 @@ fn list_can_be_filtered() {
         (Some(Agent::Reporting), Some(MachineState::Running))
     );
     assert_eq!(vm.cpu_sparkline.last(), Some(&Some(50.0)));
+}
+
+#[test]
+fn vm_without_an_agent_has_the_values_of_its_hypervisor() {
+    let mut tables = example();
+    // `a` and `b` are known to a hypervisor, `m` only by what was measured of it.
+    tables.measure("a", 99.0, 0);
+    tables.measure("b", 30.0, 0);
+    tables.measure("e", 40.0, 0);
+    tables.measure("m", 60.0, 0);
+    tables.measure("old", 70.0, SILENT_AFTER + 1);
+    let page = tables.page(&VmQuery::default());
+    assert_eq!(ids(&page).join(" "), "D a b c e m old");
+    let of = |id: &str| page.vms.iter().find(|vm| vm.instance_id.as_str() == id).unwrap();
+    let cpu = |sample: Option<NewestSample>| sample.and_then(|sample| sample.values.cpu_util);
+    for (id, agent, reported, measured, peak) in [
+        ("a", Agent::Reporting, Some(5.0), Some(99.0), Some(5.0)),
+        ("b", Agent::Never, None, Some(30.0), Some(30.0)),
+        ("c", Agent::Reporting, Some(50.0), None, Some(50.0)),
+        ("m", Agent::Never, None, Some(60.0), Some(60.0)),
+        // What a hypervisor measured long ago is not listed.
+        ("old", Agent::Never, None, None, None),
+    ] {
+        let vm = of(id);
+        assert_eq!(vm.agent, Some(agent), "{id}");
+        assert_eq!(
+            (cpu(vm.sample), cpu(vm.hypervisor_sample)),
+            (reported, measured),
+            "{id}"
+        );
+        assert_eq!(vm.cpu_sparkline.last().copied().flatten(), peak, "{id}");
+        assert_eq!(vm.last_report_ms.is_some(), reported.is_some(), "{id}");
+        assert_eq!(&tables.vms().get(&vm.instance_id, NOW).unwrap().vm, vm, "{id}");
+    }
+    // The values of an agent that reports come first; those of a silent one are stale.
+    for (sort, expected) in [
+        ("cpu", "m c e b D a old"),
+        ("mem", "a D b e c m old"),
+        ("net", "m c e b D a old"),
+    ] {
+        let page = tables.page(&query(&format!(r#"{{"sort":"{sort}"}}"#)));
+        assert_eq!(ids(&page).join(" "), expected, "{sort}");
+    }
+    let page = tables.page(&query(r#"{"agent":"never"}"#));
+    assert_eq!(ids(&page).join(" "), "b m old");
+    let only = Scope::Only(vec!["m".parse().unwrap(), "b".parse().unwrap()]);
+    let page = tables.vms().list(&only, &VmQuery::default(), NOW).unwrap();
+    assert_eq!(ids(&page).join(" "), "b m");
 }
 
 #[test]
