@@ -14,6 +14,7 @@ use vmwatch_api::{Role, time::unix_millis};
 
 use super::shop::{SHOP, publish_shop};
 use crate::{
+    hypervisor_samples::{measured, publish_measured},
     pages::publish_hostile_table,
     rest::client::{self, Api, publish, sample},
     versions,
@@ -195,6 +196,48 @@ async fn page_follows_browser_language_and_works_by_keyboard() {
         &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
         no_requests,
     )
+    .await;
+}
+
+/// Publishes what the hypervisor measured in the last quarter of an hour, ending with this CPU usage.
+async fn publish_measures(stack: &Stack, instance: &str, cpu_util: f64) {
+    let now = unix_millis();
+    for step in (0..90_u32).rev() {
+        let at_ms = now - 10_000 * u64::from(step);
+        let cpu = if step == 0 {
+            cpu_util
+        } else {
+            20.0 + f64::from(step % 13)
+        };
+        publish_measured(stack, &measured(instance, at_ms, cpu)).await;
+    }
+}
+
+#[tokio::test]
+async fn browser_shows_what_the_hypervisor_measured() {
+    let [(vm, _), (other, _), _] = MACHINES;
+    // However busy the machine is, the samples stay recent.
+    let stack = client::stack().set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1h");
+    let stack = stack.start().await;
+    let environment = [("VMWATCH_PAGE_VM", vm), ("VMWATCH_PAGE_OTHER", other)];
+    run_in_browser(&stack, "hypervisor", &environment, async |demand| {
+        match demand {
+            "measure 12.5" => {
+                publish_measures(&stack, other, 30.0).await;
+                publish_measures(&stack, vm, 12.5).await;
+            }
+            "measure 37.5" => publish_measured(&stack, &measured(vm, unix_millis(), 37.5)).await,
+            "measure 62.5" => publish_measured(&stack, &measured(vm, unix_millis(), 62.5)).await,
+            "report" => {
+                for step in (0..90).rev() {
+                    let at_ms = unix_millis() - 10_000 * step;
+                    publish(&stack, &sample(vm, at_ms, 20.0)).await;
+                }
+            }
+            other => return no_requests(other).await,
+        }
+        "done".to_owned()
+    })
     .await;
 }
 

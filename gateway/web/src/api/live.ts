@@ -5,6 +5,7 @@ import { me, type Schemas } from "./client";
 
 interface Kinds {
   sample: Schemas["SampleEvent"];
+  hypervisor_sample: Schemas["HypervisorSampleEvent"];
   processes: Schemas["ProcessesEvent"];
   operation: Schemas["Operation"];
   machine: Schemas["MachineEvent"];
@@ -24,6 +25,7 @@ const MAX_RETRY_MS = 10_000;
 
 const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
   sample: new Set(),
+  hypervisor_sample: new Set(),
   processes: new Set(),
   operation: new Set(),
   machine: new Set(),

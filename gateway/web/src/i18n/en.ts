@@ -129,6 +129,8 @@ export const en = {
     start: "Start",
     startVm: (name: string) => `Start ${name}`,
     outdated: "Could not refresh the list. Retrying automatically…",
+    measured: "by hypervisor",
+    measuredTitle: "These values are measured by the hypervisor",
   },
   vm: {
     back: "All VMs",
@@ -161,6 +163,17 @@ export const en = {
     series: {
       cpu: "CPU", steal: "Stolen", load: "Load", cores: "Cores", mem: "Memory", io: "I/O", swap: "Swap", in: "In", out: "Out",
       read: "Read", write: "Write",
+      byHypervisor: (name: string) => `${name}, hypervisor`,
+    },
+    measured: {
+      badge: "measured by the hypervisor",
+      alone: "Measured by the hypervisor. Install vmwatch-agent in the guest to see processes, filesystems and load as well.",
+      dashed: "Dashed lines are measured by the hypervisor. How do they differ?",
+      differences: [
+        "CPU: the hypervisor counts the time for which the virtual CPUs ran, the agent what the guest sees. A guest that cannot see stolen time counts it as its own.",
+        "Stolen: the time for which a virtual CPU was ready to run and waited for a core of the host, as each of the two sees it.",
+        "Memory: the host sees only how much memory it gave to the VM. The dashed line is what the guest last reported through its balloon driver, so it may be some seconds older.",
+      ],
     },
     between: (min: string, max: string) => `${min} to ${max}`,
     upTo: (max: string) => `up to ${max}`,
@@ -184,6 +197,7 @@ export const en = {
     vm: "of the VM",
     processes: "of all processes",
     filesystems: "of the filesystems",
+    hypervisor: "of the VM, measured by the hypervisor",
     named: (process: string) => `of processes named ${process}`,
     format: "Format",
     hint: "The file has the stored samples of the time range of the charts, oldest first.",

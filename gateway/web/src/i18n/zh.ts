@@ -128,6 +128,8 @@ export const zh: Texts = {
     start: "启动",
     startVm: (name) => `启动 ${name}`,
     outdated: "列表刷新失败，正在自动重试…",
+    measured: "平台测量",
+    measuredTitle: "数值由虚拟化平台测量",
   },
   vm: {
     back: "全部虚拟机",
@@ -158,6 +160,17 @@ export const zh: Texts = {
     series: {
       cpu: "CPU", steal: "被抢占", load: "负载", cores: "核心数", mem: "内存", io: "I/O", swap: "交换区", in: "入", out: "出",
       read: "读", write: "写",
+      byHypervisor: (name) => `${name}（平台）`,
+    },
+    measured: {
+      badge: "由虚拟化平台测量",
+      alone: "数据由虚拟化平台测量。在虚拟机内安装 vmwatch-agent 后，还可查看进程、文件系统和负载。",
+      dashed: "虚线为虚拟化平台测量的数值，两者有何差异？",
+      differences: [
+        "CPU：平台统计虚拟 CPU 的实际运行时间，Agent 统计虚拟机内所见的使用时间。如果虚拟机无法得知被抢占的时间，会将其计为自身使用。",
+        "被抢占：虚拟 CPU 已就绪、但在等待宿主机核心的时间，两条线分别为平台和虚拟机所见。",
+        "内存：宿主机只知道分配给虚拟机的内存大小。虚线是虚拟机通过 balloon 驱动最近一次上报的使用率，可能滞后几秒。",
+      ],
     },
     between: (min, max) => `${min} 至 ${max}`,
     upTo: (max) => `最高 ${max}`,
@@ -181,6 +194,7 @@ export const zh: Texts = {
     vm: "虚拟机",
     processes: "所有进程",
     filesystems: "文件系统",
+    hypervisor: "虚拟机（由虚拟化平台测量）",
     named: (process) => `名为 ${process} 的进程`,
     format: "格式",
     hint: "文件包含图表时间范围内存储的采样数据，按时间从早到晚排列。",

@@ -61,6 +61,8 @@ export class VmList {
     const stops = [
       onEvent("sample", ({ instance_id, ...sample }) =>
         this.change(instance_id, { sample, agent: "reporting", last_report_at: new Date().toISOString() })),
+      onEvent("hypervisor_sample", ({ instance_id, ...sample }) =>
+        this.change(instance_id, { hypervisor_sample: { ...sample, restricted: null } })),
       onEvent("machine", ({ instance_id, state }) => this.change(instance_id, { state })),
       onEvent("operation", ({ instance_id, machine_state }) => {
         if (machine_state) this.change(instance_id, { state: machine_state });

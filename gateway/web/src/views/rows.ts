@@ -1,6 +1,7 @@
 //! The loaded rows of the VM list: the first rows of the list that the server sorts, kept up to date with live values.
 import type { Schemas, Vm } from "../api/client";
 import { sum } from "../format";
+import { isUnstored } from "./agent-faults";
 
 /** Where a page of the list begins. */
 export interface Start {
@@ -34,6 +35,11 @@ interface Answer {
   next: string | null;
   requestedAt: number;
 }
+
+const isCurrent = (vm: Vm): boolean => vm.agent === "reporting" && !isUnstored(vm.agent_faults);
+
+/** Whether the values of a VM are those that its hypervisor measured, because no agent sends any. */
+export const isMeasured = (vm: Vm): boolean => !isCurrent(vm) && vm.hypervisor_sample !== null;
 
 export class Rows {
   /** Ids in the order shown. */
@@ -102,6 +108,9 @@ export class Rows {
       const { sample, agent, last_report_at } = known.vm;
       merged = { ...merged, sample, agent, last_report_at };
     }
+    if (known?.vm.hypervisor_sample && vm.hypervisor_sample && known.vm.hypervisor_sample.at > vm.hypervisor_sample.at) {
+      merged = { ...merged, hypervisor_sample: known.vm.hypervisor_sample };
+    }
     this.rows.set(id, { vm: merged, stateAt });
     if (this.value(merged) === this.value(vm)) this.moved.delete(id);
     else this.moved.add(id);
@@ -156,7 +165,7 @@ export class Rows {
 
   /** The value by which live events move a VM; null if it has none or events do not change it. */
   private value(vm: Vm | undefined): Value {
-    const sample = vm?.agent === "reporting" ? vm.sample : null;
+    const sample = vm ? (isCurrent(vm) ? vm.sample : vm.hypervisor_sample) : null;
     switch (this.by.sort) {
       case "state": return vm?.state ?? null;
       case "cpu": return sample?.cpu_util ?? null;

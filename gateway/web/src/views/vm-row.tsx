@@ -10,17 +10,20 @@ import { Meter } from "../parts/meter";
 import { Sparkline } from "../parts/sparkline";
 import { vmAddress } from "../router";
 import { FaultBadges, isUnstored } from "./agent-faults";
+import { isMeasured } from "./rows";
 
 export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolean }) {
   const texts = t();
   const name = vm.name ?? vm.instance_id;
-  const { sample } = vm;
+  const measured = isMeasured(vm);
+  const sample = measured ? vm.hypervisor_sample : vm.sample;
+  const stale = !measured && (vm.agent === "silent" || isUnstored(vm.agent_faults));
   const [cpu, mem] = [sample?.cpu_util ?? null, sample?.mem ?? null];
   const net = sample && sum(sample.net_incoming, sample.net_outgoing);
   const disk = sample && sum(sample.disk_read, sample.disk_write);
   const none = <span class="faint">{texts.common.none}</span>;
   return (
-    <tr aria-rowindex={index} class={vm.agent === "silent" || isUnstored(vm.agent_faults) ? "silent" : undefined} data-vm={vm.instance_id}>
+    <tr aria-rowindex={index} class={stale ? "silent" : undefined} data-vm={vm.instance_id}>
       <th scope="row" class="name">
         <a href={vmAddress(vm.instance_id)} title={details(vm)}>{name}</a>
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
@@ -31,7 +34,10 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
       <td class="number mem">{mem === null ? none : <Meter value={mem} hot={90} />}</td>
       <td class="number net">{net === null ? none : rate(net)}</td>
       <td class="number disk">{disk === null ? none : rate(disk)}</td>
-      <td class="report"><Report agent={vm.agent} at={vm.last_report_at} /><FaultBadges faults={vm.agent_faults} /></td>
+      <td class="report">
+        <Report agent={vm.agent} at={vm.last_report_at} /><FaultBadges faults={vm.agent_faults} />
+        {measured && <span class="sub" title={texts.vms.measuredTitle}>{texts.vms.measured}</span>}
+      </td>
       {acts && <td class="act"><StartButton id={vm.instance_id} name={name} state={vm.state} /></td>}
     </tr>
   );

@@ -12,6 +12,8 @@ export interface Line {
   /** The CSS custom property with its colour. */
   colour: string;
   stats: Stats;
+  /** A dashed line has no band from minimum to maximum. */
+  dashed?: boolean;
 }
 
 export interface ChartProps {
@@ -41,6 +43,8 @@ const NO_BUCKET = -1;
 /** Maximum distance between the cursor and the bucket it selects. */
 const NEAR_PX = 24;
 const HEIGHT = 124;
+/** Lengths of the dashes and of the gaps between them, in pixels. */
+const DASH = [5, 4];
 /** Axis steps for rates, whose units are multiples of 1024. */
 const POWERS = Array.from({ length: 48 }, (_, index) => 2 ** (index - 6));
 
@@ -102,12 +106,18 @@ interface ValueProps {
 }
 
 function Value({ line, index, format, alone }: ValueProps) {
-  const stat = line.stats[index];
+  // Two sources have buckets at different times; each keeps its last value between them.
+  let at = index;
+  while (at > 0 && line.stats[at] === undefined) at--;
+  const stat = line.stats[at];
+  const mark = line.dashed
+    ? <i class="swatch dashed" style={{ borderColor: `var(${line.colour})` }} />
+    : <i class="swatch" style={{ background: `var(${line.colour})` }} />;
   return (
     <span class="value">
-      {!alone && <><i class="swatch" style={{ background: `var(${line.colour})` }} />{line.name} </>}
+      {!alone && <>{mark}{line.name} </>}
       <b>{stat ? format(stat.avg) : t().common.none}</b>
-      {stat && stat.max > stat.min && (
+      {stat && !line.dashed && stat.max > stat.min && (
         <span class="span"> {alone ? t().vm.between(format(stat.min), format(stat.max)) : t().vm.upTo(format(stat.max))}</span>
       )}
     </span>
@@ -154,12 +164,17 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
     series: [
       {},
       ...lines.flatMap((line): uPlot.Series[] => [
-        { label: line.name, stroke: colour(line.colour), width: 1.5, points: { show: false } },
+        {
+          label: line.name, stroke: colour(line.colour), width: 1.5, points: { show: false },
+          ...(line.dashed && { dash: DASH }),
+        },
         band(line),
         band(line),
       ]),
     ],
-    bands: lines.map((line, at) => ({ series: [3 * at + 3, 3 * at + 2], fill: `${colour(line.colour)}33` })),
+    bands: lines.map((line, at) => ({
+      series: [3 * at + 3, 3 * at + 2], fill: line.dashed ? "transparent" : `${colour(line.colour)}33`,
+    })),
     hooks: {
       setCursor: [(chart) => {
         const { left = -1, idx = null } = chart.cursor;

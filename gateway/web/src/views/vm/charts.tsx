@@ -4,36 +4,51 @@ import { clock, fullTime, percent, rate, tenths, wholePercent } from "../../form
 import { t } from "../../i18n";
 import { Chart, type Line } from "./chart";
 import { type Range, showBetween } from "./range";
-import type { Columns, VmMeasure } from "./series";
+import type { BySource, VmMeasure } from "./series";
 
 interface ChartsProps {
-  columns: Columns<VmMeasure>;
+  values: BySource;
   range: Range;
   hover: Signal<number | null>;
   click: (at: number) => void;
 }
 
-export function Charts({ columns, range, hover, click }: ChartsProps) {
+export function Charts({ values, range, hover, click }: ChartsProps) {
   const texts = t().vm;
   const { charts, chartUnits: units, series } = texts;
-  const { at, stats } = columns;
+  const { at, agent, hypervisor } = values;
   const lines = useMemo(() => {
-    const line = (name: string, colour: string, measure: VmMeasure): Line => ({ name, colour, stats: stats[measure] });
-    // Measures that the kernel of the VM does not report have no line.
-    const known = (...lines: Line[]) => lines.filter((line) => line.stats.some((stat) => stat !== null));
-    return {
-      cpu: [line(series.cpu, "--chart-1", "cpu_util"), ...known(line(series.steal, "--chart-3", "steal"))],
-      load: known(line(series.load, "--chart-1", "load"), line(series.cores, "--chart-3", "cores")),
-      pressure: known(
-        line(series.cpu, "--chart-1", "pressure_cpu"),
-        line(series.mem, "--chart-2", "pressure_mem"),
-        line(series.io, "--chart-3", "pressure_io"),
-      ),
-      mem: [line(series.mem, "--chart-2", "mem"), ...known(line(series.swap, "--chart-3", "swap"))],
-      net: [line(series.in, "--chart-1", "net_incoming"), line(series.out, "--chart-3", "net_outgoing")],
-      disk: [line(series.read, "--chart-1", "disk_read"), line(series.write, "--chart-3", "disk_write")],
+    // Measures that the source does not know have no line.
+    const isKnown = (line: Line) => line.stats.some(Boolean);
+    const measured = (name: string, colour: string, measure: VmMeasure): Line[] => {
+      if (!hypervisor) return [];
+      const stats = hypervisor[measure];
+      const line = agent ? { name: series.byHypervisor(name), colour, stats, dashed: true } : { name, colour, stats };
+      return [line].filter(isKnown);
     };
-  }, [stats, series]);
+    const reported = (name: string, colour: string, measure: VmMeasure): Line[] =>
+      agent ? [{ name, colour, stats: agent[measure] }] : [];
+    const known = (...of: Parameters<typeof reported>) => reported(...of).filter(isKnown);
+    const both = (...of: Parameters<typeof reported>) => ({ agent: reported(...of), hypervisor: measured(...of) });
+    const rates = (...pair: ReturnType<typeof both>[]) =>
+      [...pair.flatMap((one) => one.agent), ...pair.flatMap((one) => one.hypervisor)];
+    const [cpu, mem] = [both(series.cpu, "--chart-1", "cpu_util"), both(series.mem, "--chart-2", "mem")];
+    return {
+      cpu: [
+        ...cpu.agent, ...known(series.steal, "--chart-3", "steal"),
+        ...cpu.hypervisor, ...measured(series.steal, "--chart-3", "steal"),
+      ],
+      load: [...known(series.load, "--chart-1", "load"), ...known(series.cores, "--chart-3", "cores")],
+      pressure: [
+        ...known(series.cpu, "--chart-1", "pressure_cpu"),
+        ...known(series.mem, "--chart-2", "pressure_mem"),
+        ...known(series.io, "--chart-3", "pressure_io"),
+      ],
+      mem: [...mem.agent, ...known(series.swap, "--chart-3", "swap"), ...mem.hypervisor],
+      net: rates(both(series.in, "--chart-1", "net_incoming"), both(series.out, "--chart-3", "net_outgoing")),
+      disk: rates(both(series.read, "--chart-1", "disk_read"), both(series.write, "--chart-3", "disk_write")),
+    };
+  }, [agent, hypervisor, series]);
   const common = { at, from: range.from, to: range.to, pin: range.pin, hover, click, zoom: showBetween };
   return (
     <section aria-label={charts.label}>
@@ -45,17 +60,36 @@ export function Charts({ columns, range, hover, click }: ChartsProps) {
         {lines.pressure.length > 0 && (
           <Chart {...common} id="pressure" title={charts.pressure} unit={units.pressure} lines={lines.pressure} top={100} format={percent} mark={wholePercent} />
         )}
-        <Chart {...common} id="mem" title={charts.mem} unit={units.mem} lines={lines.mem} top={100} format={percent} mark={wholePercent} />
-        <Chart {...common} id="net" title={charts.net} unit={units.net} lines={lines.net} format={rate} mark={rate} />
-        <Chart {...common} id="disk" title={charts.disk} unit={units.disk} lines={lines.disk} format={rate} mark={rate} />
+        {lines.mem.length > 0 && (
+          <Chart {...common} id="mem" title={charts.mem} unit={units.mem} lines={lines.mem} top={100} format={percent} mark={wholePercent} />
+        )}
+        {lines.net.length > 0 && (
+          <Chart {...common} id="net" title={charts.net} unit={units.net} lines={lines.net} format={rate} mark={rate} />
+        )}
+        {lines.disk.length > 0 && (
+          <Chart {...common} id="disk" title={charts.disk} unit={units.disk} lines={lines.disk} format={rate} mark={rate} />
+        )}
       </div>
       <Scrubber at={at} range={range} hover={hover} click={click} />
+      {hypervisor && <SourceNote isAlone={!agent} />}
     </section>
   );
 }
 
+/** Says what the hypervisor measured, and how that differs from what the agent reports. */
+function SourceNote({ isAlone }: { isAlone: boolean }) {
+  const { measured } = t().vm;
+  if (isAlone) return <p class="faint small sources">{measured.alone}</p>;
+  return (
+    <details class="faint small sources">
+      <summary><i class="swatch dashed" />{measured.dashed}</summary>
+      <ul>{measured.differences.map((difference) => <li key={difference}>{difference}</li>)}</ul>
+    </details>
+  );
+}
+
 /** Slider that selects a moment by keyboard or touch. */
-function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "columns">) {
+function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "values">) {
   const moment = hover.value ?? range.pin ?? at.at(-1) ?? range.to;
   const nearest = at.reduce((best, time, index) => (Math.abs(time - moment) < Math.abs((at[best] ?? 0) - moment) ? index : best), 0);
   const time = range.to - range.from > 86_400_000 ? fullTime : clock;

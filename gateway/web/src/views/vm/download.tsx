@@ -14,8 +14,8 @@ const MIB = 1024 * 1024;
 
 type Kind = Schemas["RowKind"];
 /** The part of a file's name that says what is in it. */
-const NAMES: Record<Kind, string> = { vm: "vm", process: "processes", filesystem: "filesystems" };
-const KINDS = ["vm", "process", "filesystem"] as const;
+const NAMES: Record<Kind, string> = { vm: "vm", process: "processes", filesystem: "filesystems", hypervisor: "hypervisor" };
+const KINDS = ["vm", "process", "filesystem", "hypervisor"] as const;
 
 type Format = "csv" | "json_lines";
 const EXTENSIONS: Record<Format, string> = { csv: "csv", json_lines: "jsonl" };
@@ -69,6 +69,7 @@ function DownloadDialog({ id, name, range, close }: { id: string; name: string; 
           <option value="vm">{texts.vm}</option>
           <option value="process">{texts.processes}</option>
           <option value="filesystem">{texts.filesystems}</option>
+          <option value="hypervisor">{texts.hypervisor}</option>
           {process !== null && <option value="name" selected>{texts.named(visible(process))}</option>}
         </select>
       </label>

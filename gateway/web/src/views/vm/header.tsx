@@ -8,6 +8,7 @@ import { act, type Action, forget, latest } from "../../operations";
 import { Badge, isOver, MachineBadge } from "../../parts/badge";
 import { FormDialog, problemText } from "../../parts/dialog";
 import { OperationCard } from "../operations";
+import { isMeasured } from "../rows";
 import { Labels } from "./labels";
 import { Removal } from "./removal";
 
@@ -24,6 +25,7 @@ export function Header({ vm }: { vm: VmDetail }) {
         <h1 tabIndex={-1}>{name}</h1>
         <MachineBadge state={vm.state} />
         {vm.agent !== "reporting" && <Badge tone={vm.agent === "silent" ? "warn" : "quiet"}>{t().agent[vm.agent ?? "none"]}</Badge>}
+        {isMeasured(vm) && <Badge tone="quiet">{texts.measured.badge}</Badge>}
         {vm.state !== null && <Actions vm={vm} name={name} />}
       </div>
       <dl class="facts">

@@ -1,7 +1,7 @@
 //! View of one VM: charts, and below them the processes at the moment under the mouse pointer.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { api, ask, type Vm } from "../../api/client";
+import { api, ask, type Schemas, type Vm } from "../../api/client";
 import { onEvent, watch } from "../../api/live";
 import { useEvery, useResource } from "../../api/resource";
 import { now } from "../../clock";
@@ -17,10 +17,11 @@ import { ProcessHistory } from "./process-history";
 import { ProcessTable } from "./process-table";
 import { pin, type Range, RANGES, unpin, useRange } from "./range";
 import { RangeBar } from "./range-bar";
-import { type Bucket, columns, VM_MEASURES, type VmMeasure, withSample } from "./series";
+import { type Bucket, bySource, columns, VM_MEASURES, type VmMeasure, withSample } from "./series";
 
 /** Reload interval for data that live events do not carry. */
 const REFRESH_MS = 60_000;
+const NO_COLUMNS = columns<VmMeasure>([], 0, VM_MEASURES);
 /** Chart width per bucket. */
 const PIXELS_PER_POINT = 3;
 
@@ -32,11 +33,16 @@ export function points(): number {
 export function VmPage({ id }: { id: string }) {
   const vm = useVm(id);
   const range = useRange();
-  const history = useHistory(id, range);
+  const history = useHistory(id, range, "agent");
+  const measured = useHistory(id, range, "hypervisor");
   const hover = useSignal<number | null>(null);
   // A live chart moves with the clock; the requested time range stays fixed until the next request.
   const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
-  const stepMs = history.columns?.stepMs ?? 0;
+  const values = useMemo(
+    () => bySource(history.columns ?? NO_COLUMNS, measured.columns ?? NO_COLUMNS),
+    [history.columns, measured.columns],
+  );
+  const stepMs = Math.max(history.columns?.stepMs ?? 0, measured.columns?.stepMs ?? 0);
   useEffect(() => {
     const key = (event: KeyboardEvent) => {
       if (event.key === "Escape" && route.peek().query.has("at") && !document.querySelector("dialog[open]")) unpin();
@@ -59,23 +65,24 @@ export function VmPage({ id }: { id: string }) {
   // before it.
   const moment = (at: number) => Math.min(at + stepMs, Date.now());
   const selected = { hover, moment, pinned: range.pin, live: range.live, to: range.to };
-  const charted = history.columns && history.columns.at.length > 0;
+  const isLoaded = (history.columns ?? history.failure) && (measured.columns ?? measured.failure);
+  const failure = history.failure ?? measured.failure;
   return (
     <>
       <Header vm={vm.data} />
       <DegradedNote degraded={vm.data.degraded} />
       <FaultNotes faults={vm.data.agent_faults} />
-      <RangeBar range={shown} resolution={history.resolution} loading={history.loading}>
+      <RangeBar range={shown} resolution={history.resolution} loading={history.loading || measured.loading}>
         <Download id={id} name={vm.data.name ?? id} range={shown} />
       </RangeBar>
-      {charted && history.columns ? (
-        <Charts columns={history.columns} range={shown} hover={hover} click={(at) => pin(shown, moment(at))} />
-      ) : history.failure ? (
-        <Failed failure={history.failure} retry={history.reload} />
-      ) : history.columns ? (
-        <NoSamples vm={vm.data} />
-      ) : (
+      {!isLoaded ? (
         <Loading rows={4} />
+      ) : values.at.length > 0 ? (
+        <Charts values={values} range={shown} hover={hover} click={(at) => pin(shown, moment(at))} />
+      ) : failure ? (
+        <Failed failure={failure} retry={() => [history, measured].forEach(({ reload }) => reload())} />
+      ) : (
+        <NoSamples vm={vm.data} />
       )}
       <ProcessHistory id={id} range={shown} chosen={range} hover={hover} click={(at) => pin(shown, moment(at))} />
       <Filesystems id={id} {...selected} />
@@ -108,6 +115,9 @@ function useVm(id: string) {
       onEvent("sample", ({ instance_id, ...sample }) => {
         if (instance_id === id) change({ sample, agent: "reporting", last_report_at: new Date().toISOString() });
       }),
+      onEvent("hypervisor_sample", ({ instance_id, ...sample }) => {
+        if (instance_id === id) change({ hypervisor_sample: { ...sample, restricted: null } });
+      }),
       onEvent("machine", ({ instance_id, state }) => {
         if (instance_id === id) change({ state });
       }),
@@ -124,13 +134,14 @@ function useVm(id: string) {
   return { ...vm, data: vm.data && { ...vm.data, ...changes } };
 }
 
-function useHistory(id: string, range: Range) {
+/** The history that one source measured of a VM. */
+function useHistory(id: string, range: Range, source: Schemas["Source"]) {
   const key = `${range.name} ${range.live ? "live" : `${range.from} ${range.to}`}`;
   const series = useResource(
     (signal) => {
       const to = range.live ? Date.now() : range.to;
       const from = range.live ? to - RANGES[range.name] : range.from;
-      const query = { from: new Date(from).toISOString(), to: new Date(to).toISOString(), points: points() };
+      const query = { source, from: new Date(from).toISOString(), to: new Date(to).toISOString(), points: points() };
       const params = { path: { instance_id: id }, query };
       return ask(api.GET("/api/v1/vms/{instance_id}/samples", { params, signal, headers: { Accept: "application/json" } }));
     },
@@ -144,7 +155,7 @@ function useHistory(id: string, range: Range) {
   const reload = useRef(series.reload);
   useEffect(() => {
     if (!range.live || !read) return;
-    return onEvent("sample", (sample) => {
+    return onEvent(source === "agent" ? "sample" : "hypervisor_sample", (sample) => {
       if (sample.instance_id !== id) return;
       if (read.step_ms === 0) reload.current();
       else setBuckets((all) => all && withSample(all, read.step_ms, sample, Date.now() - RANGES[range.name]));

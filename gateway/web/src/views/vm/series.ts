@@ -4,7 +4,8 @@ import type { Schemas } from "../../api/client";
 import { ms } from "../../format";
 
 type Stat = Schemas["Stat"];
-export type Stats = (Stat | null)[];
+/** Null is a gap of the line; undefined is only a time at which another line has a value. */
+export type Stats = (Stat | null | undefined)[];
 
 /** A line has a gap where the distance between two buckets exceeds the median distance by this factor. */
 const GAP = 3;
@@ -63,8 +64,34 @@ const measures: Record<VmMeasure, true> = {
 export const VM_MEASURES = Object.keys(measures) as VmMeasure[];
 type VmBucket = Bucket<VmMeasure>;
 
+/** The values of a VM by their source, at the times of both. A source without values is null. */
+export interface BySource {
+  at: number[];
+  agent: Record<VmMeasure, Stats> | null;
+  hypervisor: Record<VmMeasure, Stats> | null;
+}
+
+/** Joins the histories of both sources. */
+export function bySource(agent: Columns<VmMeasure>, hypervisor: Columns<VmMeasure>): BySource {
+  if (hypervisor.at.length === 0) return { at: agent.at, agent: agent.at.length > 0 ? agent.stats : null, hypervisor: null };
+  if (agent.at.length === 0) return { at: hypervisor.at, agent: null, hypervisor: hypervisor.stats };
+  const at = [...new Set([...agent.at, ...hypervisor.at])].sort((one, other) => one - other);
+  const spread = ({ at: times, stats }: Columns<VmMeasure>) => {
+    const places = new Map(times.map((time, index) => [time, index]));
+    const column = (measure: VmMeasure): Stats =>
+      at.map((time) => {
+        const place = places.get(time);
+        return place === undefined ? undefined : stats[measure][place];
+      });
+    return Object.fromEntries(VM_MEASURES.map((measure) => [measure, column(measure)])) as Record<VmMeasure, Stats>;
+  };
+  return { at, agent: spread(agent), hypervisor: spread(hypervisor) };
+}
+
 /** Adds a live sample to its bucket or appends a new bucket; drops buckets older than `from`. */
-export function withSample(buckets: VmBucket[], stepMs: number, sample: Schemas["SampleEvent"], from: number): VmBucket[] {
+export function withSample(
+  buckets: VmBucket[], stepMs: number, sample: { at: string } & Record<VmMeasure, number | null>, from: number,
+): VmBucket[] {
   const time = ms(sample.at);
   const last = buckets.at(-1);
   const begin = last ? ms(last.at) : 0;
