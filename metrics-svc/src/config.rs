@@ -134,6 +134,12 @@ const VM_BUCKETS_PER_SECOND: Setting = Setting {
     default: "5",
     help: "maximum number of five-minute rollups per second that the samples of one VM may update; each update costs four database calls",
 };
+const VM_DEAD_LETTER_INTERVAL: Setting = Setting {
+    name: "VMWATCH_VM_DEAD_LETTER_INTERVAL",
+    value: Value::Duration("1s", "1d"),
+    default: "1m",
+    help: "minimum interval between two refused samples of one VM that one replica keeps as dead letters; further refused samples are only counted",
+};
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
     value: Value::Duration("0s", "3650d"),
@@ -200,6 +206,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         VM_ROWS_PER_SECOND,
         VM_BYTES_PER_SECOND,
         VM_BUCKETS_PER_SECOND,
+        VM_DEAD_LETTER_INTERVAL,
         STREAM_MAX_AGE,
         STREAM_REPLICAS,
         ACK_WAIT,
@@ -331,7 +338,7 @@ pub struct StreamSettings {
     pub ack_wait: Duration,
 }
 
-/// Limits per second of what one replica accepts from one VM.
+/// Limits of what one replica accepts from one VM, per second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RateSettings {
     pub(crate) messages: f64,
@@ -339,6 +346,8 @@ pub(crate) struct RateSettings {
     pub(crate) bytes: f64,
     /// Number of five-minute rollups that the VM's rows may change.
     pub(crate) five_minutes: f64,
+    /// Minimum interval between two dead letters of the VM.
+    pub(crate) dead_letter_interval: Duration,
 }
 
 /// Limits of a batch of rows that are written together.
@@ -396,6 +405,7 @@ impl MetricsSettings {
         let vm_rows = env.number::<u32>(&VM_ROWS_PER_SECOND);
         let vm_bytes = env.size(&VM_BYTES_PER_SECOND);
         let vm_buckets = env.number::<u32>(&VM_BUCKETS_PER_SECOND);
+        let dead_letter_interval = env.duration(&VM_DEAD_LETTER_INTERVAL);
         let max_age = env.duration(&STREAM_MAX_AGE);
         let replicas = env.number(&STREAM_REPLICAS);
         let ack_wait = env.duration(&ACK_WAIT);
@@ -449,6 +459,7 @@ impl MetricsSettings {
                 five_minutes: vm_buckets?.into(),
                 // The setting allows at most 1 GiB, so the conversion is exact.
                 bytes: u32::try_from(vm_bytes?.0).unwrap_or(u32::MAX).into(),
+                dead_letter_interval: dead_letter_interval?,
             },
             batch: BatchSettings {
                 rows: rows?,

@@ -18,10 +18,10 @@ use tokio::{
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId, Service,
-    agents::Sender,
+    agents::{Sender, VmLimit},
     events::{
-        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent,
-        UnstoredEvent, event_filter,
+        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, OverLimitEvent, ProcessesEvent, RemovedEvent,
+        SampleEvent, UnstoredEvent, event_filter,
     },
     time::unix_millis,
 };
@@ -116,6 +116,24 @@ impl Events {
         self.newest.note_unstored(&event);
         let id = format!("unstored:{}:{}", event.instance_id, event.arrived_ms);
         let event = LiveEvent::Unstored(event);
+        self.enqueue(Some(QueuedEvent { event, id }));
+    }
+
+    /// Publishes a live event about a VM that is above a limit now, and updates the VM in the list of VMs.
+    pub(crate) fn publish_over_limit(&self, instance_id: InstanceId, limit: VmLimit) {
+        let at_ms = unix_millis();
+        let mut event = OverLimitEvent {
+            instance_id,
+            limit,
+            since_ms: at_ms,
+            at_ms,
+        };
+        let Some(since_ms) = self.newest.note_over_limit(&event) else {
+            return;
+        };
+        event.since_ms = since_ms;
+        let id = format!("over_limit:{}:{limit:?}:{at_ms}", event.instance_id);
+        let event = LiveEvent::OverLimit(event);
         self.enqueue(Some(QueuedEvent { event, id }));
     }
 

@@ -1,9 +1,7 @@
-//! Updates metrics for alerts periodically: the number of VMs that fell silent, and the disk usage of the database.
+//! Updates metrics for alerts periodically: the number of VMs that fell silent and of VMs whose agents have faults, and the
+//! disk usage of the database.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use bson::{Bson, Document, doc};
 use metrics::gauge;
@@ -11,33 +9,32 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{
-    MetricsError,
-    instances::Instances,
-    store::{RowKind, RowStore},
-};
+use crate::{MetricsError, store::RowStore, vms::VmList};
 
-/// Interval at which the number of silent VMs is measured.
+/// Interval at which the numbers of VMs are updated.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The disk usage is measured at every this many intervals, because a database may need seconds to answer.
 const DISK_INTERVALS: u32 = 12;
 /// How long a silent VM counts as "fell silent". After this time it is assumed to be deleted or stopped on purpose.
 const COUNTED_FOR: Duration = Duration::from_mins(15);
 
-/// Updates the metrics until shutdown. A VM counts as silent if it has not reported for `silent_after`.
-pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdown: CancellationToken) {
+/// Updates the metrics until shutdown.
+pub(crate) async fn follow(store: Arc<RowStore>, vms: Arc<VmList>, shutdown: CancellationToken) {
     for turn in (0..DISK_INTERVALS).cycle() {
-        // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
-        let measuring = tokio::spawn(measure(Arc::clone(&store), silent_after, turn == 0));
-        match shutdown.run_until_cancelled(measuring).await {
-            None => return,
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => debug!(
-                cause = error.cause(),
-                "failed to update the metrics of silent VMs and of disk usage of the database"
-            ),
-            Some(Err(error)) => {
-                debug!(%error, "the update of the metrics of silent VMs and of disk usage of the database panicked");
+        count_vms(&vms);
+        if turn == 0 {
+            // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
+            let measuring = tokio::spawn(measure_disk(Arc::clone(&store)));
+            match shutdown.run_until_cancelled(measuring).await {
+                None => return,
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => debug!(
+                    cause = error.cause(),
+                    "failed to update the metrics of the disk usage of the database"
+                ),
+                Some(Err(error)) => {
+                    debug!(%error, "the update of the metrics of the disk usage of the database panicked");
+                }
             }
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {
@@ -46,16 +43,14 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
     }
 }
 
-async fn measure(store: Arc<RowStore>, silent_after: Duration, with_disk: bool) -> Result<(), MetricsError> {
-    let now = SystemTime::now();
-    let silent = now - silent_after;
-    let count = Instances::new(&store, RowKind::Vm)
-        .last_reported_within(silent - COUNTED_FOR..silent)
-        .await?;
-    gauge!("vmwatch_vms_fell_silent").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-    if !with_disk {
-        return Ok(());
-    }
+fn count_vms(vms: &VmList) {
+    let silent = u32::try_from(vms.fell_silent(COUNTED_FOR)).unwrap_or(u32::MAX);
+    gauge!("vmwatch_vms_fell_silent").set(silent);
+    let faulty = u32::try_from(vms.faulty()).unwrap_or(u32::MAX);
+    gauge!("vmwatch_vms_with_agent_faults").set(faulty);
+}
+
+async fn measure_disk(store: Arc<RowStore>) -> Result<(), MetricsError> {
     let stats = store.database().run_command(doc! { "dbStats": 1 }).await?;
     if let Some((used, size)) = disk(&stats) {
         gauge!("vmwatch_database_disk_used_bytes").set(used);

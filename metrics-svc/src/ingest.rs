@@ -37,7 +37,7 @@ use metrics::counter;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vmwatch_api::{SUBJECT_PREFIX, metrics::SAMPLE_SUBJECT_PREFIX, time::UtcOffset};
+use vmwatch_api::{SUBJECT_PREFIX, agents::VmLimit, metrics::SAMPLE_SUBJECT_PREFIX, time::UtcOffset};
 use vmwatch_bus::Bus;
 
 use self::{
@@ -112,7 +112,7 @@ impl Ingest {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
-        let (refusals, publishing) = Refusals::start(self.bus.clone());
+        let (refusals, publishing) = Refusals::start(self.bus.clone(), self.rate.dead_letter_interval);
         let mut intake = Intake {
             rates: Rates::new(self.rate),
             refusals,
@@ -250,7 +250,8 @@ impl Ingest {
             .to_owned();
         let returns = match intake.rates.decide(&instance, cost, delivery) {
             Decision::Take { returns } => returns,
-            Decision::Return(delay) => {
+            Decision::Return { delay, report } => {
+                self.report(&instance, report);
                 counter!("vmwatch_samples_above_rate_total").increment(1);
                 acknowledge(&message, AckKind::Nak(Some(delay))).await;
                 return None;
@@ -262,19 +263,32 @@ impl Ingest {
         }
         match documents {
             Ok(documents) => {
-                if let Some(refused) = &documents.refused {
-                    intake.refusals.refuse_rows(&instance, &message, refused);
+                if let Some(refused) = &documents.refused
+                    && intake.refusals.refuse_rows(&instance, &message, refused)
+                {
+                    self.report(&instance, Some(VmLimit::DeadLetters));
                 }
                 batch.add(documents, message);
             }
             Err(refused) => {
+                // The list of VMs shows the event as the reason.
+                let is_shown = refused.event.is_some();
                 if let Some(event) = refused.event {
                     self.events.publish_unstored(event);
                 }
-                intake.refusals.refuse(&instance, message, refused.reason).await;
+                if intake.refusals.refuse(&instance, message, refused.reason).await && !is_shown {
+                    self.report(&instance, Some(VmLimit::DeadLetters));
+                }
             }
         }
         None
+    }
+
+    /// Reports that a VM is above a limit.
+    fn report(&self, instance: &str, limit: Option<VmLimit>) {
+        if let (Some(limit), Ok(id)) = (limit, instance.parse()) {
+            self.events.publish_over_limit(id, limit);
+        }
     }
 }
 

@@ -12,7 +12,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Range,
     time::{Duration, SystemTime},
 };
 
@@ -142,8 +141,6 @@ impl Report {
     }
 }
 
-/// Deadline of a database command that counts VMs. The command uses the index on the time of the last report.
-const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Suffix of the name of the collection of VMs.
 const SUFFIX: &str = "instances";
 
@@ -203,17 +200,6 @@ impl Instances {
         let dated = vec![doc! { "$set": { SAMPLED_AT: "$newest.at" } }];
         self.instances.update_many(undated, dated).await?;
         Ok(())
-    }
-
-    /// Counts the VMs whose last report is within this time range.
-    pub(crate) async fn last_reported_within(&self, time: Range<SystemTime>) -> Result<u64, MetricsError> {
-        let (from, until) = (
-            DateTime::from_system_time(time.start),
-            DateTime::from_system_time(time.end),
-        );
-        let within = doc! { SAMPLED_AT: { "$gte": from, "$lt": until } };
-        let query = self.instances.count_documents(within).max_time(COUNT_LIMIT);
-        find(&self.instances, query).await
     }
 
     /// Reads the dates of the last reports of the VMs whose ids come after this id, sorted by id.

@@ -15,6 +15,7 @@ pub mod documents;
 mod error;
 mod events;
 mod filesystems;
+mod full_shares;
 mod gauges;
 mod handlers;
 mod history;
@@ -139,6 +140,7 @@ async fn serve(
             "the labels of VMs have not been read yet; until then the longest retention applies to all rows"
         );
     }
+    let full_shares = full_shares::follow(bus.clone(), events.clone(), shutdown.clone());
     let ingest = Ingest::new(bus, Arc::clone(store), &histories, events, consumer, settings);
     let ingesting = tokio::spawn(ingest.run(shutdown.clone()));
     let work = [
@@ -158,9 +160,10 @@ async fn serve(
         )),
         tokio::spawn(gauges::follow(
             Arc::clone(store),
-            settings.silent_after,
+            Arc::clone(&vms),
             shutdown.clone(),
         )),
+        tokio::spawn(full_shares),
         publishing,
         tokio::spawn(statuses.receive(shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),

@@ -31,7 +31,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId,
-    events::{EVENT_STREAM, HypervisorSampleEvent, LiveEvent, SampleEvent, UnstoredEvent, kind_filter},
+    events::{
+        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, OverLimitEvent, SampleEvent, UnstoredEvent, kind_filter,
+    },
     time::unix_millis,
     vms::NewestSample,
 };
@@ -127,6 +129,15 @@ impl NewestRows {
         }
     }
 
+    /// Notes that a VM is above a limit. Returns since when it has been, Unix milliseconds; `None` if too many other VMs are.
+    pub(crate) fn note_over_limit(&self, event: &OverLimitEvent) -> Option<u64> {
+        let since_ms = self.agent.write().note_over_limit(event);
+        if since_ms.is_none() {
+            counter!("vmwatch_vms_omitted_total").increment(1);
+        }
+        since_ms
+    }
+
     /// Removes the rows of a VM whose history was deleted.
     pub(crate) fn remove(&self, id: &InstanceId) {
         for table in [&self.agent, &self.hypervisor] {
@@ -198,7 +209,8 @@ impl NewestRows {
             self.read_events(bus, "sample"),
             self.read_events(bus, "hypervisor_sample"),
             self.read_events(bus, "removed"),
-            self.read_events(bus, "unstored")
+            self.read_events(bus, "unstored"),
+            self.read_events(bus, "over_limit")
         )?;
         Ok(never)
     }
@@ -220,6 +232,9 @@ impl NewestRows {
                 Some(LiveEvent::HypervisorSample(event)) => self.note_measured(&event, published),
                 Some(LiveEvent::Removed(event)) => self.remove(&event.instance_id),
                 Some(LiveEvent::Unstored(event)) => self.note_unstored(&event),
+                Some(LiveEvent::OverLimit(event)) => {
+                    self.note_over_limit(&event);
+                }
                 _ => {}
             }
         }

@@ -71,6 +71,20 @@ impl VmList {
         Ok(detail)
     }
 
+    /// Number of VMs that fell silent within this time. After it, a silent VM is assumed to be deleted or stopped on purpose.
+    pub(crate) fn fell_silent(&self, within: Duration) -> usize {
+        let now_ms = unix_millis();
+        let until = now_ms.saturating_sub(self.silent_after_ms);
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let range = until.saturating_sub(within_ms)..until;
+        self.newest.read().last_reported_within(&range, now_ms)
+    }
+
+    /// Number of VMs whose agents have faults.
+    pub(crate) fn faulty(&self) -> usize {
+        self.read(|vms| vms.count_faulty(unix_millis()))
+    }
+
     /// Adds the names that hypervisors have for the VMs.
     pub(crate) fn with_names(&self, mut found: ProcessSearchPage) -> ProcessSearchPage {
         let inventory = self.known.inventory.read();

@@ -430,7 +430,7 @@ fn data(event: &LiveEvent) -> Option<String> {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
         }),
-        LiveEvent::Unstored(_) => return None,
+        LiveEvent::Unstored(_) | LiveEvent::OverLimit(_) => return None,
     };
     // Encoding a flat struct of strings and numbers cannot fail.
     Some(json.unwrap_or_default())

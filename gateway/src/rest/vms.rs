@@ -72,9 +72,9 @@ pub(super) struct Vm {
     /// longer than `VMWATCH_SILENT_AFTER`, such as of a VM that is off.
     #[schema(required)]
     hypervisor_sample: Option<Sample>,
-    /// Why the samples may be wrong or misleading, or are not stored: the clock of the VM, the UTC offset of the agent, a
-    /// second agent with the same id, or times that are older than the retention or too far ahead. Empty if no fault is
-    /// known. More kinds may be added.
+    /// Why the samples may be wrong or misleading, or are stored late or not at all: the clock of the VM, the UTC offset of
+    /// the agent, a second agent with the same id, times that are older than the retention or too far ahead, or a limit of
+    /// one VM that the VM is above. Empty if no fault is known. More kinds may be added.
     agent_faults: Vec<AgentFault>,
     /// Version of the VM's agent, as it last reported it; null if unknown.
     #[schema(required)]

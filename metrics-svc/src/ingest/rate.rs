@@ -15,6 +15,7 @@ use std::{
 
 use tokio::time::Instant;
 use tracing::warn;
+use vmwatch_api::agents::VmLimit;
 
 use crate::config::RateSettings;
 
@@ -34,6 +35,10 @@ const MAX_VMS: usize = 65_536;
 const MAX_RETURNED: usize = 100_000;
 /// Minimum interval between log messages about one VM above its rate.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
+/// Minimum interval between two reports that a VM is above one of its rates.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// The limits of the four rates.
+const LIMITS: [VmLimit; 4] = [VmLimit::Messages, VmLimit::Bytes, VmLimit::Rows, VmLimit::Buckets];
 
 /// What a message takes from the token buckets of its VM.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,8 +71,12 @@ pub(super) enum Decision {
     /// Accept the message. `returns` is how often this replica has returned the message; those deliveries must not
     /// count as failed attempts.
     Take { returns: i64 },
-    /// Return the message to the stream, to be redelivered after this delay.
-    Return(Duration),
+    /// Return the message to the stream, to be redelivered after this delay. `report` is the limit that the VM is above, if
+    /// that is to be reported.
+    Return {
+        delay: Duration,
+        report: Option<VmLimit>,
+    },
 }
 
 /// Token buckets of all VMs.
@@ -94,6 +103,21 @@ struct Vm {
     next_return: Duration,
     five_minutes: Option<u64>,
     logged_at: Option<Duration>,
+    /// When it was last reported that the VM is above each rate.
+    reported_at: [Option<Duration>; 4],
+}
+
+impl Vm {
+    /// The limit that delays the VM's messages most, unless that was reported recently.
+    fn report(&mut self, now: Duration) -> Option<VmLimit> {
+        let rates = self.paid_at.iter().zip(&mut self.reported_at).zip(LIMITS);
+        let ((_, reported_at), limit) = rates.max_by_key(|((paid_at, _), _)| **paid_at)?;
+        let is_due = reported_at.is_none_or(|reported_at| reported_at + REPORT_INTERVAL <= now);
+        is_due.then(|| {
+            *reported_at = Some(now);
+            limit
+        })
+    }
 }
 
 impl Rates {
@@ -155,11 +179,15 @@ impl Rates {
             vm.logged_at = Some(now);
             warn!(instance, wait = ?at.saturating_sub(now), "VM sends samples faster than allowed; further samples wait in the stream");
         }
+        let report = vm.report(now);
         self.returned.insert(delivery.stream_sequence, returns + 1);
         while self.returned.len() > MAX_RETURNED {
             self.returned.pop_first();
         }
-        Decision::Return(on_grid(at).saturating_sub(now))
+        Decision::Return {
+            delay: on_grid(at).saturating_sub(now),
+            report,
+        }
     }
 
     /// Occasionally removes the entries of VMs whose token buckets are full again.
@@ -211,6 +239,7 @@ mod tests {
             bytes: 1e9,
             rows: ROWS_PER_SECOND,
             five_minutes: 5.0,
+            dead_letter_interval: Duration::from_mins(1),
         })
     }
 
@@ -254,7 +283,7 @@ mod tests {
                     );
                     deliveries[index] = delivered;
                 }
-                Decision::Return(delay) => {
+                Decision::Return { delay, .. } => {
                     waiting.insert((Instant::now() + delay, sequence), delivered);
                 }
             }
@@ -300,6 +329,7 @@ mod tests {
             bytes: 1e9,
             rows: 1e6,
             five_minutes: 5.0,
+            dead_letter_interval: Duration::from_mins(1),
         });
         let costs: Vec<_> = (0..300)
             .map(|number| Cost {
@@ -326,13 +356,34 @@ mod tests {
             rates.decide("vm-2", small(), first(300)),
             Decision::Take { returns: 0 }
         );
-        let Decision::Return(delay) = rates.decide("vm-1", small(), first(301)) else {
+        let Decision::Return { delay, .. } = rates.decide("vm-1", small(), first(301)) else {
             panic!("a message above the VM's rate was accepted");
         };
         assert!(
             (Duration::from_secs(19)..Duration::from_secs(22)).contains(&delay),
             "{delay:?}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limit_that_vm_is_above_is_reported_at_intervals() {
+        let many_rows = Cost {
+            rows: 1000,
+            ..small()
+        };
+        for (cost, limit) in [(small(), VmLimit::Messages), (many_rows, VmLimit::Rows)] {
+            let mut rates = rates();
+            let mut report = |sequence| match rates.decide("vm-1", cost, first(sequence)) {
+                Decision::Take { .. } => None,
+                Decision::Return { report, .. } => report,
+            };
+            let reports = (0..300).filter_map(&mut report).collect::<Vec<_>>();
+            assert_eq!(reports, [limit]);
+            advance(REPORT_INTERVAL - Duration::from_millis(1)).await;
+            assert_eq!(report(300), None);
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(report(301), Some(limit));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -125,7 +125,7 @@ impl<'de> Deserialize<'de> for AgentText {
     }
 }
 
-/// Why the samples of a VM may be wrong or misleading.
+/// Why the samples of a VM may be wrong or misleading, or are stored late or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -156,7 +156,36 @@ pub enum AgentFault {
         /// By how much the time of the last such sample was ahead of its arrival, in milliseconds.
         ahead_ms: u64,
     },
+    /// The VM sends more than a limit of one VM allows. Its samples are stored late; above the limit of dead letters, its
+    /// refused samples are only counted.
+    OverLimit {
+        limit: VmLimit,
+        /// How long the VM has been above the limit, in milliseconds.
+        for_ms: u64,
+    },
     /// A fault that only a newer version of vmwatch knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A limit of what one VM may send; metrics-svc has a setting for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum VmLimit {
+    /// Messages per second (`VMWATCH_VM_MESSAGES_PER_SECOND`).
+    Messages,
+    /// Bytes per second (`VMWATCH_VM_BYTES_PER_SECOND`).
+    Bytes,
+    /// Rows per second (`VMWATCH_VM_ROWS_PER_SECOND`).
+    Rows,
+    /// Five-minute rollups that its samples change per second (`VMWATCH_VM_BUCKETS_PER_SECOND`).
+    Buckets,
+    /// Messages that wait to be stored (`VMWATCH_STREAM_MESSAGES_PER_VM`).
+    Waiting,
+    /// Refused samples, of which one becomes a dead letter within a time (`VMWATCH_VM_DEAD_LETTER_INTERVAL`).
+    DeadLetters,
+    /// A limit that only a newer version of vmwatch knows.
     #[serde(other)]
     Unknown,
 }
@@ -189,6 +218,7 @@ mod tests {
             r#"{"kind":"two_agents"}"#,
             r#"{"kind":"expired_rows","age_ms":2678400000}"#,
             r#"{"kind":"date_ahead","ahead_ms":90000000}"#,
+            r#"{"kind":"over_limit","limit":"rows","for_ms":61000}"#,
         ] {
             let fault: AgentFault = serde_json::from_str(golden).unwrap();
             assert_eq!(serde_json::to_string(&fault).unwrap(), golden);
@@ -197,6 +227,14 @@ mod tests {
         assert_eq!(
             serde_json::from_str::<AgentFault>(newer).unwrap(),
             AgentFault::Unknown
+        );
+        let newer = r#"{"kind":"over_limit","limit":"of_a_newer_version","for_ms":1}"#;
+        assert_eq!(
+            serde_json::from_str::<AgentFault>(newer).unwrap(),
+            AgentFault::OverLimit {
+                limit: VmLimit::Unknown,
+                for_ms: 1
+            }
         );
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InstanceId,
-    agents::Sender,
+    agents::{Sender, VmLimit},
     lifecycle::{MachineState, Operation},
     measures::VmValues,
     metrics::Restriction,
@@ -44,6 +44,8 @@ pub enum LiveEvent {
     /// Rows of a VM's sample were not stored because of the time of the sample. Only for other replicas of metrics-svc;
     /// clients do not receive it.
     Unstored(UnstoredEvent),
+    /// A VM sends more than a limit allows. Only for other replicas of metrics-svc; clients do not receive it.
+    OverLimit(OverLimitEvent),
 }
 
 /// The values of a VM's row.
@@ -123,6 +125,17 @@ pub enum UnstoredReason {
     Unknown,
 }
 
+/// A VM that sends more than a limit allows. The event is repeated while this lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverLimitEvent {
+    pub instance_id: InstanceId,
+    pub limit: VmLimit,
+    /// Since when the VM has been above the limit, Unix milliseconds.
+    pub since_ms: u64,
+    /// When this was last noticed, Unix milliseconds.
+    pub at_ms: u64,
+}
+
 /// The event kinds known to this version of vmwatch.
 const KINDS: [&str; 7] = [
     "sample",
@@ -132,6 +145,7 @@ const KINDS: [&str; 7] = [
     "machine",
     "removed",
     "unstored",
+    "over_limit",
 ];
 
 /// The fields that every event has, including events of kinds that a newer version of vmwatch added.
@@ -163,6 +177,7 @@ impl LiveEvent {
             Self::Machine(_) => "machine",
             Self::Removed(_) => "removed",
             Self::Unstored(_) => "unstored",
+            Self::OverLimit(_) => "over_limit",
         }
     }
 
@@ -176,6 +191,7 @@ impl LiveEvent {
             Self::Machine(event) => &event.instance_id,
             Self::Removed(event) => &event.instance_id,
             Self::Unstored(event) => &event.instance_id,
+            Self::OverLimit(event) => &event.instance_id,
         }
     }
 
@@ -226,5 +242,9 @@ mod tests {
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);
         assert_eq!(event.subject(), "vmwatch.v1.events.unstored.vm-1");
+        let golden = r#"{"kind":"over_limit","instance_id":"vm-1","limit":"waiting","since_ms":1483277879001,"at_ms":1483277889001}"#;
+        let event: LiveEvent = serde_json::from_str(golden).unwrap();
+        assert_eq!(serde_json::to_string(&event).unwrap(), golden);
+        assert_eq!(event.subject(), "vmwatch.v1.events.over_limit.vm-1");
     }
 }

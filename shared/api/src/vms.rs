@@ -378,7 +378,7 @@ pub struct ListedVm {
     /// `VMWATCH_SILENT_AFTER`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor_sample: Option<NewestSample>,
-    /// Why the samples may be wrong or misleading or are not stored, by the recent messages of the agent.
+    /// Why the samples may be wrong or misleading, or are stored late or not at all, by the recent messages of the agent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub agent_faults: Vec<AgentFault>,
     /// The version of the agent, as it last reported it; `None` if unknown.

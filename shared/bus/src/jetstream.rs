@@ -9,7 +9,7 @@
 mod bucket;
 mod reader;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use async_nats::{
     HeaderMap, Message, StatusCode, Subject,
@@ -77,6 +77,32 @@ impl JetStreamError {
     }
 }
 
+/// How many messages of each subject a stream holds.
+#[derive(Debug, Deserialize)]
+pub struct StreamSubjects {
+    config: Config,
+    state: SubjectCounts,
+}
+
+#[derive(Debug, Deserialize)]
+struct SubjectCounts {
+    #[serde(default)]
+    subjects: HashMap<String, i64>,
+}
+
+impl StreamSubjects {
+    /// The maximum number of messages of a subject; 0 or less if it is not limited.
+    pub const fn most(&self) -> i64 {
+        self.config.max_messages_per_subject
+    }
+
+    /// The number of messages by subject.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, i64)> {
+        let subjects = self.state.subjects.iter();
+        subjects.map(|(subject, count)| (subject.as_str(), *count))
+    }
+}
+
 /// Whether creating a consumer may change an existing consumer with the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
@@ -108,6 +134,19 @@ impl Bus {
     /// Reads the configuration and the state of a JetStream stream.
     pub async fn stream_info(&self, stream: &str, limit: Duration) -> Result<Info, JetStreamError> {
         self.jetstream_api(&format!("STREAM.INFO.{stream}"), limit).await
+    }
+
+    /// Reads how many messages a stream holds of each subject that matches a filter. The server reports at most 100,000
+    /// subjects.
+    pub async fn stream_subjects(
+        &self,
+        stream: &str,
+        filter: &str,
+        limit: Duration,
+    ) -> Result<StreamSubjects, JetStreamError> {
+        let request = format!("STREAM.INFO.{stream}");
+        let filter = json!({ "subjects_filter": filter });
+        self.jetstream_api_with(&request, &filter, limit).await
     }
 
     /// Creates a stream. Also succeeds if the stream exists already with the same configuration.

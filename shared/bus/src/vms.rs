@@ -12,6 +12,7 @@
 mod inventory;
 mod labels;
 mod list;
+mod over_limit;
 mod rows;
 mod senders;
 mod statuses;

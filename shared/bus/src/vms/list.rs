@@ -22,7 +22,8 @@ use vmwatch_api::{
 };
 
 use super::{
-    InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, statuses::is_older,
+    InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, over_limit::OfVm,
+    statuses::is_older,
 };
 
 /// What is known about VMs.
@@ -68,6 +69,8 @@ struct Found<'a> {
     agent: Option<Agent>,
     /// Why the last sample of the VM was not stored.
     unstored: Option<AgentFault>,
+    /// The limits that the VM is or was above.
+    over_limits: Option<&'a OfVm>,
     now_ms: u64,
     /// The UTC offset of the deployment.
     utc_offset: UtcOffset,
@@ -161,6 +164,15 @@ impl<'a> Vms<'a> {
         })
     }
 
+    /// Number of VMs whose agents have faults.
+    pub fn count_faulty(&self, now_ms: u64) -> usize {
+        let mut count = 0;
+        self.each(&Scope::All, now_ms, |found| {
+            count += usize::from(found.has_agent(AgentFilter::Faulty));
+        });
+        count
+    }
+
     /// Whether a VM has a label that an operator has set or that one of its hypervisors has.
     pub fn has_label(&self, id: &'a InstanceId, label: &LabelFilter) -> bool {
         let copies = self.inventory.copies(id);
@@ -244,6 +256,7 @@ impl<'a> Vms<'a> {
             measured: rows.hypervisor.filter(|row| is_recent(row)),
             agent,
             unstored,
+            over_limits: self.measures.and_then(|measures| measures.rows.over_limits(id)),
             now_ms,
             utc_offset: self
                 .measures
@@ -326,6 +339,8 @@ impl<'a> Found<'a> {
         let faults = self.row.map(|row| row.faults(self.utc_offset, self.now_ms));
         let mut faults = faults.unwrap_or_default();
         faults.extend(self.unstored);
+        let over_limits = self.over_limits.into_iter();
+        faults.extend(over_limits.flat_map(|over| over.faults(self.now_ms)));
         faults
     }
 

@@ -2,19 +2,26 @@
 
 use std::{
     collections::{BTreeMap, btree_map},
-    ops::Bound::{Excluded, Unbounded},
+    ops::{
+        Bound::{Excluded, Unbounded},
+        Range,
+    },
 };
 
 use vmwatch_api::{
     InstanceId,
     agents::{AgentFault, Sender},
-    events::UnstoredEvent,
+    events::{OverLimitEvent, UnstoredEvent},
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
     time::UtcOffset,
     vms::NewestSample,
 };
 
-use super::{senders::Senders, unstored::Unstored};
+use super::{
+    over_limit::{OfVm, OverLimits},
+    senders::Senders,
+    unstored::Unstored,
+};
 
 /// Maximum number of VMs whose newest rows are kept; they take about 40 MB.
 pub const MAX_ROWS: usize = 50_000;
@@ -24,6 +31,7 @@ pub const MAX_ROWS: usize = 50_000;
 pub struct Rows {
     rows: BTreeMap<InstanceId, Row>,
     unstored: Unstored,
+    over_limits: OverLimits,
 }
 
 /// The newest row of a VM.
@@ -163,6 +171,28 @@ impl Rows {
         self.unstored.note(event)
     }
 
+    /// Adds that a VM is above a limit. Returns since when it has been, Unix milliseconds; `None` if too many other VMs are.
+    pub fn note_over_limit(&mut self, event: &OverLimitEvent) -> Option<u64> {
+        self.over_limits.note(event)
+    }
+
+    /// The limits that a VM is or was above.
+    pub(super) fn over_limits(&self, id: &InstanceId) -> Option<&OfVm> {
+        self.over_limits.get(id)
+    }
+
+    /// Number of VMs of which the last sample arrived within this range of Unix milliseconds. VMs whose samples were not
+    /// stored recently are left out, because the list shows them as reporting.
+    pub fn last_reported_within(&self, range: &Range<u64>, now_ms: u64) -> usize {
+        let last = |id: &InstanceId, row: &Row| {
+            let unstored = self.unstored.last_arrived_ms(id);
+            row.reported_ms.max(unstored.unwrap_or(0))
+        };
+        let rows = self.rows.iter();
+        rows.filter(|&(id, row)| range.contains(&last(id, row)) && self.unstored(id, now_ms).is_none())
+            .count()
+    }
+
     /// Why the last sample of a VM was not stored; `None` if it was stored or is not recent.
     pub(super) fn unstored(&self, id: &InstanceId, now_ms: u64) -> Option<AgentFault> {
         self.unstored.fault(id, now_ms)
@@ -185,6 +215,7 @@ impl Rows {
     pub fn remove(&mut self, id: &InstanceId) {
         self.rows.remove(id);
         self.unstored.remove(id);
+        self.over_limits.remove(id);
     }
 
     /// The rows of the VMs after `after`, up to and including `until`; `None` means no bound.
@@ -210,7 +241,7 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
-    use vmwatch_api::measures::VmValues;
+    use vmwatch_api::{events::UnstoredReason, measures::VmValues};
 
     use super::*;
 
@@ -265,6 +296,32 @@ mod tests {
             merged.sparkline(now + HOUR).iter().flatten().collect::<Vec<_>>(),
             [&1.0]
         );
+    }
+
+    #[test]
+    fn vm_whose_samples_are_not_stored_is_silent_only_after_the_last_of_them() {
+        let (mut rows, now) = (Rows::default(), 5 * HOUR);
+        let (one, other) = ("vm-1".parse().unwrap(), "vm-2".parse().unwrap());
+        for id in [&one, &other] {
+            rows.note(id, sample(now, 1.0), now, None);
+        }
+        let silent = |rows: &Rows, now_ms: u64| {
+            let range = now_ms - HOUR..now_ms - 90_000;
+            rows.last_reported_within(&range, now_ms)
+        };
+        assert_eq!(silent(&rows, now + 90_000), 0);
+        assert_eq!(silent(&rows, now + 90_001), 2);
+        assert_eq!(silent(&rows, now + HOUR + 1), 0, "they fell silent long ago");
+        let unstored = UnstoredEvent {
+            instance_id: one,
+            at_ms: 1,
+            arrived_ms: now + HOUR,
+            reason: UnstoredReason::Expired,
+        };
+        assert!(rows.note_unstored(&unstored));
+        rows.note(&other, sample(now + HOUR, 1.0), now + HOUR, None);
+        assert_eq!(silent(&rows, now + HOUR + 90_001), 1);
+        assert_eq!(silent(&rows, now + HOUR + HOUR / 2), 2);
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl Unstored {
         self.vms.remove(id);
     }
 
+    /// When the last sample of the VM that was not stored arrived; `None` if a later one was stored.
+    pub(super) fn last_arrived_ms(&self, id: &InstanceId) -> Option<u64> {
+        self.vms.get(id).map(|last| last.arrived_ms)
+    }
+
     /// Why the last sample of the VM was not stored; `None` if it was stored or is not recent.
     pub(super) fn fault(&self, id: &InstanceId, now_ms: u64) -> Option<AgentFault> {
         let last = self.vms.get(id).filter(|last| last.is_recent(now_ms))?;

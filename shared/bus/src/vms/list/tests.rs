@@ -1,8 +1,8 @@
 use std::time::Instant;
 
 use vmwatch_api::{
-    agents::AgentText,
-    events::{UnstoredEvent, UnstoredReason},
+    agents::{AgentText, VmLimit},
+    events::{OverLimitEvent, UnstoredEvent, UnstoredReason},
     measures::VmValues,
     metrics::Limit,
     vms::NewestSample,
@@ -398,6 +398,27 @@ fn vm_whose_samples_are_not_stored_reports_with_the_reason() {
     assert_eq!(ids(&tables.page(&query(r#"{"agent":"silent"}"#))).len(), 0);
     let page = tables.page(&query(r#"{"sort":"cpu"}"#));
     assert_eq!(ids(&page).join(" "), "c D a b e", "old values come last");
+}
+
+#[test]
+fn vm_above_a_limit_is_shown_with_the_limit_and_since_when() {
+    let mut tables = example();
+    let event = OverLimitEvent {
+        instance_id: "a".parse().unwrap(),
+        limit: VmLimit::Rows,
+        since_ms: NOW - 60_000,
+        at_ms: NOW - 1000,
+    };
+    assert_eq!(tables.rows.note_over_limit(&event), Some(NOW - 60_000));
+    let page = tables.page(&query(r#"{"agent":"faulty"}"#));
+    assert_eq!((ids(&page), tables.vms().count_faulty(NOW)), (vec!["a"], 1));
+    let fault = AgentFault::OverLimit {
+        limit: VmLimit::Rows,
+        for_ms: 60_000,
+    };
+    assert_eq!(page.vms[0].agent_faults, [fault]);
+    tables.rows.remove(&event.instance_id);
+    assert_eq!(tables.page(&query(r#"{"agent":"faulty"}"#)).total, 0);
 }
 
 #[test]
