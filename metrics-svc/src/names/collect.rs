@@ -6,7 +6,7 @@ use bson::{RawBsonRef, RawDocument};
 
 use vmwatch_api::metrics::OTHER_PROCESSES;
 
-use super::{MAX_NAME, MAX_NAMES, NamesOfDay, Statistics};
+use super::{MAX_NAME, NamesOfDay, OTHER_NAMES, Statistics, document::has_room};
 use crate::vm_row::number;
 
 /// The fields of a process row that names are collected from.
@@ -23,7 +23,7 @@ struct NamedRow<'a> {
     processes: u32,
 }
 
-/// Collects names. Its memory is bounded, because a day has at most [`MAX_NAMES`] names.
+/// Collects names. Its memory is bounded, because the number of names of a day is.
 pub(crate) struct Collector<'a> {
     day_ms: i64,
     /// The names that the day has already.
@@ -85,16 +85,11 @@ impl<'a> Collector<'a> {
             return;
         }
         let of_row = Statistics::of_row(at_ms, row.cpu_util, row.mem);
-        let place = if let Some(place) = self.places.get(row.name) {
+        let name = self.kept_name(row.name);
+        let place = if let Some(place) = self.places.get(name) {
             *place
         } else {
-            let is_new = !self.known.contains_key(row.name);
-            if row.name.len() > MAX_NAME || is_new && self.known.len() + self.new >= MAX_NAMES {
-                self.is_full = true;
-                return;
-            }
-            self.new += usize::from(is_new);
-            self.places.insert(row.name.to_owned(), self.statistics.len());
+            self.places.insert(name.to_owned(), self.statistics.len());
             self.statistics.push(of_row);
             self.statistics.len() - 1
         };
@@ -110,6 +105,20 @@ impl<'a> Collector<'a> {
         };
         let count = self.counts.entry((sample, place)).or_default();
         *count = count.saturating_add(row.processes);
+    }
+
+    /// The name under which a name is kept: itself, or [`OTHER_NAMES`] beyond the limits.
+    fn kept_name<'b>(&mut self, name: &'b str) -> &'b str {
+        if self.places.contains_key(name) {
+            return name;
+        }
+        let is_new = !self.known.contains_key(name);
+        if name.len() > MAX_NAME || is_new && name != OTHER_NAMES && !has_room(self.known, self.new) {
+            self.is_full = true;
+            return OTHER_NAMES;
+        }
+        self.new += usize::from(is_new && name != OTHER_NAMES);
+        name
     }
 
     /// Ends the samples whose rows were added, so that their processes are counted.
@@ -150,6 +159,7 @@ mod tests {
     use bson::rawdoc;
 
     use super::*;
+    use crate::names::MAX_NAMES;
 
     const DAY_MS: i64 = 1_483_228_800_000;
 
@@ -221,24 +231,38 @@ mod tests {
     }
 
     #[test]
-    fn names_beyond_the_limits_are_left_out_and_known_names_are_kept() {
+    fn names_beyond_the_limits_are_merged_into_one_and_known_names_are_kept() {
         let known_name = ("known".to_owned(), Statistics::of_row(0, 1.0, 1.0));
         let known = BTreeMap::from([known_name]);
         let mut names = Collector::new(DAY_MS, &known);
-        for number in 0..2 * MAX_NAMES {
-            names.add(&row(1, &format!("name-{number}"), "a", 1.0));
+        for number in 0..MAX_NAMES + 6 {
+            let sample = if number % 2 == 0 { "a" } else { "b" };
+            names.add(&row(2, &format!("name-{number}"), sample, 1.0));
         }
         names.add(&row(1, "known", "a", 1.0));
+        names.add(&row(3, "one more", "b", 4.0));
         let found = names.finish();
-        // The day has the known name and all others but one.
-        assert_eq!(found.names.len(), MAX_NAMES);
+        // The day has the known name and all others but one, and the seven and one that follow are merged.
+        assert_eq!(found.names.len(), MAX_NAMES + 1);
         assert!(found.is_full && found.names.contains_key("known"));
+        let other = &found.names[OTHER_NAMES];
+        assert_eq!((other.first_ms, other.last_ms), (2 * 60_000, 3 * 60_000));
+        assert_eq!((other.processes, other.cpu_util), (5, 4.0));
+
+        // A later pass merges further names, and none takes the room of another.
+        let mut known = known;
+        known.extend(found.names);
+        let mut names = Collector::new(DAY_MS, &known);
+        names.add(&row(1, "yet another", "c", 1.0));
+        let found = names.finish();
+        assert_eq!(found.names.keys().collect::<Vec<_>>(), [OTHER_NAMES]);
 
         let known = BTreeMap::new();
         let mut names = Collector::new(DAY_MS, &known);
         names.add(&row(1, &"x".repeat(MAX_NAME + 1), "a", 1.0));
         names.add(&row(1, "", "a", 1.0));
         let found = names.finish();
-        assert!(found.is_full && found.names.is_empty());
+        assert_eq!(found.names.keys().collect::<Vec<_>>(), [OTHER_NAMES]);
+        assert!(found.is_full);
     }
 }

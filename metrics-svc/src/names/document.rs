@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bson::{Binary, Bson, DateTime, Document, RawBsonRef, RawDocument, doc, spec::BinarySubtype};
 
 use super::{
-    MAX_NAMES,
+    MAX_NAMES, OTHER_NAMES,
     statistics::{self, Statistics, StatisticsError},
 };
 use crate::blocks::Expires;
@@ -16,7 +16,7 @@ pub(crate) struct StoredNames<'a> {
     pub(crate) day_ms: i64,
     names: Vec<&'a str>,
     statistics: Vec<Statistics>,
-    /// Whether names were left out.
+    /// Whether names are stored as [`OTHER_NAMES`], or were left out by an older version.
     pub(crate) is_full: bool,
     expires: Expires,
 }
@@ -54,7 +54,7 @@ impl<'a> StoredNames<'a> {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct NamesOfDay {
     pub(crate) names: BTreeMap<String, Statistics>,
-    /// Whether names were left out.
+    /// Whether names are stored as [`OTHER_NAMES`], or were left out by an older version.
     pub(crate) is_full: bool,
     pub(crate) expires: Expires,
 }
@@ -75,12 +75,13 @@ impl NamesOfDay {
         self.is_full |= other.is_full;
         self.expires = self.expires.max(other.expires);
         for (name, statistics) in &other.names {
+            let is_kept = name == OTHER_NAMES || self.names.contains_key(name) || has_room(&self.names, 0);
+            self.is_full |= !is_kept;
+            let name = if is_kept { name } else { OTHER_NAMES };
             if let Some(own) = self.names.get_mut(name) {
                 own.merge(statistics);
-            } else if self.names.len() < MAX_NAMES {
-                self.names.insert(name.clone(), *statistics);
             } else {
-                self.is_full = true;
+                self.names.insert(name.to_owned(), *statistics);
             }
         }
     }
@@ -103,6 +104,11 @@ impl NamesOfDay {
     pub(super) fn sorted(&self) -> Bson {
         self.names.keys().collect::<Vec<_>>().into()
     }
+}
+
+/// Whether a VM and day with these names, and with this number of further ones, may have one more.
+pub(super) fn has_room(names: &BTreeMap<String, Statistics>, more: usize) -> bool {
+    names.len() + more < MAX_NAMES + usize::from(names.contains_key(OTHER_NAMES))
 }
 
 #[cfg(test)]
@@ -139,18 +145,26 @@ mod tests {
     }
 
     #[test]
-    fn names_beyond_the_limit_make_the_day_full() {
-        let of = |range: std::ops::Range<usize>| NamesOfDay {
+    fn names_beyond_the_limit_are_merged_into_one() {
+        let of = |range: std::ops::Range<u32>| NamesOfDay {
             names: range
-                .map(|number| (format!("name-{number}"), Statistics::of_row(0, 1.0, 1.0)))
+                .map(|number| (format!("name-{number}"), Statistics::of_row(number, 1.0, 1.0)))
                 .collect(),
             ..NamesOfDay::default()
         };
-        let mut day = of(0..MAX_NAMES - 1);
+        let most = u32::try_from(MAX_NAMES).unwrap();
+        let mut day = of(0..most - 1);
         day.merge(&of(0..1));
-        day.merge(&of(MAX_NAMES..MAX_NAMES + 1));
+        day.merge(&of(most..most + 1));
         assert_eq!((day.names.len(), day.is_full), (MAX_NAMES, false));
-        day.merge(&of(MAX_NAMES + 1..MAX_NAMES + 2));
-        assert_eq!((day.names.len(), day.is_full), (MAX_NAMES, true));
+        for _ in 0..2 {
+            day.merge(&of(most + 7..most + 9));
+            assert_eq!((day.names.len(), day.is_full), (MAX_NAMES + 1, true));
+            let other = &day.names[OTHER_NAMES];
+            assert_eq!((other.first_ms, other.last_ms), (most + 7, most + 8));
+        }
+        let mut again = NamesOfDay::default();
+        again.merge(&day);
+        assert_eq!(again, day, "the name of the others takes no room");
     }
 }

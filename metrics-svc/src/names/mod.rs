@@ -10,9 +10,9 @@
 //! nothing, and a document is replaced only if its `generation` is unchanged. So replicas may process the same rows, in
 //! any order.
 //!
-//! A document has at most [`MAX_NAMES`] names of at most [`MAX_NAME`] bytes. If names were left out, it is full: its field
-//! `full` has its day, and a search for a name that it lacks reads the rows of that VM and day. A document expires with
-//! the last block whose rows it describes.
+//! A document has at most [`MAX_NAMES`] names of at most [`MAX_NAME`] bytes. Further and longer names are stored together
+//! as the name [`OTHER_NAMES`]. Such a document is full: its field `full` has its day, and a search for a name that it
+//! lacks reads the rows of that VM and day. A document expires with the last block whose rows it describes.
 
 mod collect;
 pub(crate) mod coverage;
@@ -52,8 +52,10 @@ use crate::{
 
 /// The collection of process names, after the prefix of derived collections.
 pub(crate) const COLLECTION: &str = "process_names";
-/// Maximum number of names of a VM and day.
-pub(crate) const MAX_NAMES: usize = 4096;
+/// Maximum number of names of a VM and day, besides [`OTHER_NAMES`].
+pub(crate) const MAX_NAMES: usize = 20_000;
+/// The name that stands for all names of a VM and day beyond the limits.
+pub(crate) const OTHER_NAMES: &str = "(other)";
 /// Maximum length of a name, in bytes.
 pub(crate) const MAX_NAME: usize = 256;
 /// Number of documents that are listed together.

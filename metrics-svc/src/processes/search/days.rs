@@ -25,7 +25,8 @@ const CHUNK: usize = 500;
 const TOGETHER: i64 = 1000;
 /// If a search in a limited scope has more days, the documents of each VM are read on their own.
 const MAX_DAYS: usize = 31;
-/// Number of documents that the database returns together. A full document has up to a megabyte.
+/// Number of documents that the database returns together. A full document has up to six megabytes, and a
+/// reply at most sixteen.
 const BATCH: u32 = 100;
 
 /// The documents that a search reads.
