@@ -27,6 +27,7 @@ pub mod sample;
 mod sampling;
 mod schedule;
 mod select;
+mod share;
 mod ship;
 mod spool;
 mod status;

@@ -25,6 +25,7 @@ use crate::{
     pieces::Pieces,
     publish::{Attempt, Origin, PublishError, publish},
     retry::Retry,
+    share::ShareFull,
     spool::{Queued, Spool},
     status::Status,
 };
@@ -57,6 +58,7 @@ pub(crate) struct Shipper {
     /// The sequence number of the last sample part that was sent.
     tried: Option<u64>,
     retry: Retry,
+    share_full: ShareFull,
 }
 
 impl Shipper {
@@ -81,6 +83,7 @@ impl Shipper {
             write_at: None,
             tried: None,
             retry: Retry::new(),
+            share_full: ShareFull::default(),
         }
     }
 
@@ -284,9 +287,14 @@ impl Shipper {
     }
 
     fn publish_failed(&mut self, error: &PublishError) {
-        if self.retry.failed(error) {
-            warn!("{error}");
+        let is_new = self.retry.failed(error);
+        if is_new {
             self.status.publishing(Err(error.kind()));
+        }
+        match error {
+            PublishError::ShareFull => self.share_full.refused(),
+            _ if is_new => warn!("{error}"),
+            _ => {}
         }
         if !self.fresh.is_empty() {
             self.write_at = Some(Instant::now());

@@ -295,6 +295,11 @@ async fn agent_spools_while_stream_has_maximum_number_of_messages_of_its_vm() {
             .ok_or(log)
     })
     .await;
+    // Meanwhile the agent has tried several times.
+    scene.spools(20).await;
+    let log = agent.log();
+    let messages_about_it = log.matches("VMWATCH_AGENT_PROCESS_INTERVAL").count();
+    assert_eq!(messages_about_it, 1, "the log has the remedy once: {log}");
     let other = format!("{SAMPLE_SUBJECT_PREFIX}vm-2");
     let taken = bus
         .jetstream_for_tests()
