@@ -32,7 +32,8 @@ use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId,
     events::{
-        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, OverLimitEvent, SampleEvent, UnstoredEvent, kind_filter,
+        EVENT_STREAM, HypervisorSampleEvent, LiveEvent, OverLimitEvent, SampleEvent, UnstoredEvent,
+        kind_filter,
     },
     time::unix_millis,
     vms::NewestSample,

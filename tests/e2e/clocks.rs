@@ -94,11 +94,13 @@ async fn spool_that_is_sent_half_an_hour_late_shows_no_wrong_clock() {
         fs::write(spool.path().join(format!("{sequence:020}.sample")), part.body).unwrap();
     }
     // The agent adds only its first sample to the spooled ones.
-    let _agent = stack.start_agent(&[
-        ("VMWATCH_AGENT_SPOOL_DIR", &spool.path().display().to_string()),
+    let folder = spool.path().display().to_string();
+    let settings = [
+        ("VMWATCH_AGENT_SPOOL_DIR", folder.as_str()),
         ("VMWATCH_AGENT_VM_INTERVAL", "1h"),
         ("VMWATCH_AGENT_PROCESS_INTERVAL", "1h"),
-    ]);
+    ];
+    let _agent = stack.start_agent(&settings).await;
     eventually("all spooled samples are stored", PATIENCE, async || {
         let stored = stored_vms(&stack.database).await.len() as u64;
         (stored >= PARTS).then_some(()).ok_or(format!("{stored}"))

@@ -137,7 +137,7 @@ pub struct OverLimitEvent {
 }
 
 /// The event kinds known to this version of vmwatch.
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 8] = [
     "sample",
     "hypervisor_sample",
     "processes",

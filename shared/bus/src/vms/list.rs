@@ -22,7 +22,7 @@ use vmwatch_api::{
 };
 
 use super::{
-    InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, over_limit::OfVm,
+    InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, over_limit::LimitsOfVm,
     statuses::is_older,
 };
 
@@ -70,7 +70,7 @@ struct Found<'a> {
     /// Why the last sample of the VM was not stored.
     unstored: Option<AgentFault>,
     /// The limits that the VM is or was above.
-    over_limits: Option<&'a OfVm>,
+    over_limits: Option<&'a LimitsOfVm>,
     now_ms: u64,
     /// The UTC offset of the deployment.
     utc_offset: UtcOffset,
@@ -176,7 +176,7 @@ impl<'a> Vms<'a> {
     /// Whether a VM has a label that an operator has set or that one of its hypervisors has.
     pub fn has_label(&self, id: &'a InstanceId, label: &LabelFilter) -> bool {
         let copies = self.inventory.copies(id);
-        self.found(id, copies, OfVm::default(), self.labels.of(id), 0)
+        self.found(id, copies, NewestOfVm::default(), self.labels.of(id), 0)
             .has_label(label)
     }
 
@@ -220,7 +220,7 @@ impl<'a> Vms<'a> {
         let known = self.inventory.entry(id);
         let id = known.map(|(id, _)| id).or(row.or(measured).map(|(id, _)| id))?;
         let copies = known.map_or(&[][..], |(_, copies)| copies);
-        let rows = OfVm {
+        let rows = NewestOfVm {
             agent: row.map(|(_, row)| row),
             hypervisor: measured.map(|(_, row)| row),
         };
@@ -231,7 +231,7 @@ impl<'a> Vms<'a> {
         &self,
         id: &'a InstanceId,
         copies: &'a [VmCopy],
-        rows: OfVm<'a>,
+        rows: NewestOfVm<'a>,
         labels: Option<&'a Labelled>,
         now_ms: u64,
     ) -> Found<'a> {
@@ -443,13 +443,13 @@ struct Joined<'a> {
 struct Known<'a> {
     id: &'a InstanceId,
     copies: &'a [VmCopy],
-    rows: OfVm<'a>,
+    rows: NewestOfVm<'a>,
     labels: Option<&'a Labelled>,
 }
 
 /// The newest rows of a VM, by their source.
 #[derive(Debug, Clone, Copy, Default)]
-struct OfVm<'a> {
+struct NewestOfVm<'a> {
     agent: Option<&'a Row>,
     hypervisor: Option<&'a Row>,
 }
@@ -469,7 +469,7 @@ impl<'a> Iterator for Joined<'a> {
             let (_, row) = rows.as_mut()?.next_if(|(next, _)| *next == id)?;
             Some(row)
         };
-        let rows = OfVm {
+        let rows = NewestOfVm {
             agent: of(&mut self.rows),
             hypervisor: of(&mut self.measured),
         };

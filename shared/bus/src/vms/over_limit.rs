@@ -16,12 +16,12 @@ const WITHIN_MS: u64 = 300_000;
 /// The VMs that are above a limit.
 #[derive(Debug, Default)]
 pub(super) struct OverLimits {
-    vms: BTreeMap<InstanceId, OfVm>,
+    vms: BTreeMap<InstanceId, LimitsOfVm>,
 }
 
 /// The limits that a VM is above.
 #[derive(Debug, Default)]
-pub(super) struct OfVm(BTreeMap<VmLimit, Over>);
+pub(super) struct LimitsOfVm(BTreeMap<VmLimit, Over>);
 
 #[derive(Debug, Clone, Copy)]
 struct Over {
@@ -60,12 +60,12 @@ impl OverLimits {
         self.vms.remove(id);
     }
 
-    pub(super) fn get(&self, id: &InstanceId) -> Option<&OfVm> {
+    pub(super) fn get(&self, id: &InstanceId) -> Option<&LimitsOfVm> {
         self.vms.get(id)
     }
 }
 
-impl OfVm {
+impl LimitsOfVm {
     fn is_recent(&self, now_ms: u64) -> bool {
         self.0.values().any(|over| over.is_recent(now_ms))
     }

@@ -18,7 +18,7 @@ use vmwatch_api::{
 };
 
 use super::{
-    over_limit::{OfVm, OverLimits},
+    over_limit::{LimitsOfVm, OverLimits},
     senders::Senders,
     unstored::Unstored,
 };
@@ -177,7 +177,7 @@ impl Rows {
     }
 
     /// The limits that a VM is or was above.
-    pub(super) fn over_limits(&self, id: &InstanceId) -> Option<&OfVm> {
+    pub(super) fn over_limits(&self, id: &InstanceId) -> Option<&LimitsOfVm> {
         self.over_limits.get(id)
     }
 
