@@ -5,13 +5,14 @@
 //! record names the agent that took the latest use, and the revision of the VM's agent record at that time. If the second
 //! write fails, or the program is killed between the two, the agent repeats its request and needs no further use. Only if
 //! other agents used the token or the VM's record changed meanwhile is that use lost, and the repetition takes another one.
-//! Therefore a key that was revoked or replaced cannot come back with the use that it took before.
+//!
+//! The record of a VM's agent lists the keys that the VM had before. None of them comes back, whichever token is used.
 
 mod rules;
 
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
-    Method,
+    Method, Scope,
     audit::AuditResult,
     enrollment::{
         AgentKey, AgentRecord, AgentRef, AgentsEnroll, AgentsRevoke, CreatedJoinToken, Enrollment as Request,
@@ -24,7 +25,7 @@ use vmwatch_api::{
 use vmwatch_bus::{Bus, Context, audit::Audit, follow::Follower, provision::ProvisionError};
 
 pub(crate) use self::rules::Refusal;
-use self::rules::{Decision, Found, decide};
+use self::rules::{Decision, Found, Token, decide};
 use crate::{
     AuthError,
     agents::{AgentTable, Agents},
@@ -54,6 +55,8 @@ pub(crate) struct Registration<'a> {
     audit: &'a Audit,
     context: &'a Context,
     id: &'a JoinTokenId,
+    /// The VMs that the token's creator may enrol; `None` if the creator is no longer an administrator.
+    scope: Option<Scope>,
     request: &'a Request,
     announced: bool,
     taken: bool,
@@ -64,12 +67,14 @@ impl<'a> Registration<'a> {
         audit: &'a Audit,
         context: &'a Context,
         id: &'a JoinTokenId,
+        scope: Option<Scope>,
         request: &'a Request,
     ) -> Self {
         Self {
             audit,
             context,
             id,
+            scope,
             request,
             announced: false,
             taken: false,
@@ -123,14 +128,15 @@ impl Enrollment {
         self.agents.filled().await;
     }
 
-    /// Creates a join token; the audit records it first.
+    /// Creates a join token for the user of the context, or for a command; the audit records it first.
     pub(crate) async fn create_token(
         &self,
         audit: &Audit,
         context: &Context,
         new: NewJoinToken,
+        by_command: bool,
     ) -> Result<CreatedJoinToken, AuthError> {
-        let (token, record) = generate(new, context.user())?;
+        let (token, record) = generate(new, context.user(), by_command)?;
         let creating = async {
             let summary = self.tokens.create(&token, record).await?;
             Ok(CreatedJoinToken {
@@ -208,7 +214,12 @@ impl Enrollment {
                 _ => 0,
             },
         };
-        let decision = decide((id, &token.known), found, &wanted, new.taken, unix_millis())?;
+        let known = Token {
+            id,
+            record: &token.known,
+            scope: new.scope.as_ref(),
+        };
+        let decision = decide(known, found, &wanted, new.taken, unix_millis())?;
         if decision == Decision::Repeated {
             return Ok(Some(Registered::Repeated));
         }
@@ -232,6 +243,10 @@ impl Enrollment {
             source: new.context.source.clone(),
             platform: request.platform.clone(),
             revoked_at_ms: None,
+            former_keys: match found {
+                Found::Agent(old) => old.keys_before(&request.public_key),
+                Found::Nothing | Found::Unreadable => Vec::new(),
+            },
         });
         let written = self
             .agents

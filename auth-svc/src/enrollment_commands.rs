@@ -158,7 +158,7 @@ impl Connected {
     async fn create(&self, new: NewJoinToken) -> Result<(), AuthError> {
         let created = self
             .enrollment
-            .create_token(&self.audit, &self.context, new)
+            .create_token(&self.audit, &self.context, new, true)
             .await?;
         println!("{}", created.token.as_str());
         eprintln!(

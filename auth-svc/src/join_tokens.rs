@@ -192,6 +192,7 @@ impl JoinTokens {
 pub(crate) fn generate(
     new: NewJoinToken,
     created_by: &str,
+    by_command: bool,
 ) -> Result<(JoinToken, JoinTokenRecord), AuthError> {
     let (mut id, mut secret) = ([0; 8], [0; 32]);
     getrandom::fill(&mut id).map_err(AuthError::Random)?;
@@ -201,6 +202,7 @@ pub(crate) fn generate(
     let record = JoinTokenRecord {
         secret_hash: token.secret_hash(),
         created_by: created_by.to_owned(),
+        by_command,
         created_at_ms: now,
         expires_at_ms: now.saturating_add(u64::from(new.valid_seconds) * 1000),
         uses: new.uses.get(),

@@ -24,6 +24,7 @@ pub fn agent_record(key: &KeyPair) -> AgentRecord {
         source: None,
         platform: None,
         revoked_at_ms: None,
+        former_keys: Vec::new(),
     }
 }
 

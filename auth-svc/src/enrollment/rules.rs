@@ -1,7 +1,7 @@
 //! The rules of enrolment: what the records of a join token and of a VM's agent allow.
 
 use vmwatch_api::{
-    InstanceId,
+    InstanceId, Scope,
     enrollment::{AgentRecord, JoinTokenId, JoinTokenRecord, JoinTokenUse},
     wire::FaultKind,
 };
@@ -24,13 +24,20 @@ pub enum Refusal {
     #[error("the join token is not for the VM {0}; create one that is")]
     OtherVm(InstanceId),
     #[error(
-        "the key of this agent was revoked; delete the agent's identity, so that it enrols with a new key"
+        "the creator of the join token, {0}, is no longer an administrator; ask an administrator for a new one"
+    )]
+    CreatorGone(String),
+    #[error("the VM {0} is not one of those that the creator of the join token may see")]
+    OutsideScope(InstanceId),
+    /// The key of the VM's agent was revoked, or is a former one.
+    #[error(
+        "the key of this agent was revoked or replaced; delete the agent's identity, so that it enrols with a new key"
     )]
     KeyRevoked,
     #[error("the VM {0} has an agent; revoke that agent, or use a join token that may replace it")]
     HasAgent(InstanceId),
     #[error(
-        "this key belongs to the agent of another VM; delete the agent's identity, so that it enrols with a new key"
+        "this key belongs or belonged to the agent of another VM; delete the agent's identity, so that it enrols with a new key"
     )]
     KeyInUse,
     #[error(
@@ -47,6 +54,8 @@ impl Refusal {
             | Self::TokenExpired
             | Self::TokenUsedUp
             | Self::OtherVm(_)
+            | Self::CreatorGone(_)
+            | Self::OutsideScope(_)
             | Self::KeyRevoked => FaultKind::Forbidden,
             Self::HasAgent(_) | Self::KeyInUse | Self::TooManyAgents => FaultKind::Conflict,
         }
@@ -72,37 +81,36 @@ pub(super) enum Found<'a> {
     Agent(&'a AgentRecord),
 }
 
-/// Decides on the enrolment of a VM with a key, with a token whose secret is right. `has_use` says whether this request has
-/// already taken a use.
+/// A join token as it is now, whose secret the caller has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Token<'a> {
+    pub(super) id: &'a JoinTokenId,
+    pub(super) record: &'a JoinTokenRecord,
+    /// The VMs that the token's creator may enrol; `None` if the creator is no longer an administrator.
+    pub(super) scope: Option<&'a Scope>,
+}
+
+/// Decides on the enrolment of a VM with a key. `has_use` says whether this request has already taken a use of the token.
 pub(super) fn decide(
-    (id, token): (&JoinTokenId, &JoinTokenRecord),
+    Token { id, record, scope }: Token<'_>,
     agent: Found<'_>,
     wanted: &JoinTokenUse,
     has_use: bool,
     now_ms: u64,
 ) -> Result<Decision, Refusal> {
-    if let Found::Agent(agent) = agent
-        && agent.public_key == wanted.public_key
-    {
-        if agent.revoked_at_ms.is_some() {
+    if let Found::Agent(agent) = agent {
+        let has_key = agent.public_key == wanted.public_key;
+        if agent.former_keys.contains(&wanted.public_key) || has_key && agent.revoked_at_ms.is_some() {
             return Err(Refusal::KeyRevoked);
         }
         // This succeeds even if the token has expired meanwhile: the answer to the first request may have been lost.
-        if agent.join_token == *id {
+        if has_key && agent.join_token == *id {
             return Ok(Decision::Repeated);
         }
     }
-    let use_taken = has_use || token.last_use.as_ref() == Some(wanted);
-    if token.revoked {
-        return Err(Refusal::TokenRevoked);
-    }
-    if now_ms >= token.expires_at_ms {
-        return Err(Refusal::TokenExpired);
-    }
-    if !token.vms.allows(&wanted.instance_id) {
-        return Err(Refusal::OtherVm(wanted.instance_id.clone()));
-    }
-    if token.used >= token.uses && !use_taken {
+    check_token(record, scope, &wanted.instance_id, now_ms)?;
+    let use_taken = has_use || record.last_use.as_ref() == Some(wanted);
+    if record.used >= record.uses && !use_taken {
         return Err(Refusal::TokenUsedUp);
     }
     let has_agent = match agent {
@@ -110,7 +118,7 @@ pub(super) fn decide(
         Found::Unreadable => true,
         Found::Agent(agent) => agent.revoked_at_ms.is_none() && agent.public_key != wanted.public_key,
     };
-    if has_agent && !token.replace {
+    if has_agent && !record.replace {
         return Err(Refusal::HasAgent(wanted.instance_id.clone()));
     }
     Ok(if use_taken {
@@ -118,4 +126,29 @@ pub(super) fn decide(
     } else {
         Decision::TakeUse
     })
+}
+
+/// Checks everything about the token but its uses.
+fn check_token(
+    token: &JoinTokenRecord,
+    scope: Option<&Scope>,
+    instance_id: &InstanceId,
+    now_ms: u64,
+) -> Result<(), Refusal> {
+    if token.revoked {
+        return Err(Refusal::TokenRevoked);
+    }
+    if now_ms >= token.expires_at_ms {
+        return Err(Refusal::TokenExpired);
+    }
+    let Some(scope) = scope else {
+        return Err(Refusal::CreatorGone(token.created_by.clone()));
+    };
+    if !token.vms.allows(instance_id) {
+        return Err(Refusal::OtherVm(instance_id.clone()));
+    }
+    if !scope.allows(instance_id) {
+        return Err(Refusal::OutsideScope(instance_id.clone()));
+    }
+    Ok(())
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use nkeys::{KeyPair, KeyPairType};
 use tracing::info;
 use vmwatch_api::{
-    Method, Scope,
+    Method, Role, Scope, UserKey,
     audit::AuditResult,
     enrollment::{
         AgentKey, AgentList, AgentPage, AgentRef, AgentsEnroll, CreatedJoinToken, Enrolled, Enrollment,
-        JoinToken, JoinTokenId, JoinTokenList, JoinTokenRecord, JoinTokenRef, NewJoinToken,
+        JoinToken, JoinTokenId, JoinTokenList, JoinTokenRecord, JoinTokenRef, JoinVms, NewJoinToken,
     },
     sessions::Own,
     users::Done,
@@ -21,6 +21,7 @@ use crate::{
     audit::{self, Entry},
     enrollment::{Refusal, Registered, Registration},
     join_tokens::has_secret_of,
+    store,
     throttle::{Attempt, network},
 };
 
@@ -30,7 +31,7 @@ type Known = (JoinToken, Arc<JoinTokenRecord>);
 /// A join token whose secret is right.
 struct Verified {
     id: JoinTokenId,
-    created_by: String,
+    record: Arc<JoinTokenRecord>,
 }
 
 impl Auth {
@@ -39,7 +40,14 @@ impl Auth {
         context: Context,
         new: NewJoinToken,
     ) -> Result<CreatedJoinToken, AuthError> {
-        self.enrollment.create_token(&self.audit, &context, new).await
+        let scope = scope_of(&context);
+        if let JoinVms::Only(vms) = &new.vms
+            && let Some(outside) = vms.iter().find(|vm| !scope.allows(vm))
+        {
+            return Err(Refusal::OutsideScope(outside.clone()).into());
+        }
+        let creating = self.enrollment.create_token(&self.audit, &context, new, false);
+        creating.await
     }
 
     pub(crate) async fn list_join_tokens(
@@ -64,10 +72,7 @@ impl Auth {
         context: Context,
         page: AgentPage,
     ) -> Result<AgentList, AuthError> {
-        let scope = context
-            .principal
-            .map_or(Scope::Unknown, |principal| principal.scope);
-        self.enrollment.agents.list(&page, &scope).await
+        self.enrollment.agents.list(&page, &scope_of(&context)).await
     }
 
     pub(crate) async fn revoke_agent(
@@ -100,8 +105,7 @@ impl Auth {
         };
         let (verified, outcome) = match verified {
             Ok(token) => {
-                let new = Registration::new(&self.audit, &context, &token.id, &request);
-                let outcome = Box::pin(self.enrollment.register(new)).await;
+                let outcome = Box::pin(self.register(&context, &request, &token)).await;
                 (Some(token), outcome)
             }
             Err(error) => (None, Err(error)),
@@ -110,6 +114,35 @@ impl Auth {
             .await;
         outcome?;
         self.for_agents.enrolled(request.instance_id)
+    }
+
+    async fn register(
+        &self,
+        context: &Context,
+        request: &Enrollment,
+        token: &Verified,
+    ) -> Result<Registered, AuthError> {
+        let scope = self.scope_of_creator(&token.record).await?;
+        let new = Registration::new(&self.audit, context, &token.id, scope, request);
+        self.enrollment.register(new).await
+    }
+
+    /// The VMs that the creator of a token may enrol now; `None` if the creator is no longer an administrator. A user of the
+    /// same name that was created after the token is another user.
+    async fn scope_of_creator(&self, token: &JoinTokenRecord) -> Result<Option<Scope>, AuthError> {
+        if token.by_command {
+            return Ok(Some(Scope::All));
+        }
+        let creator = self
+            .accounts
+            .users
+            .find(&UserKey::from_name(&token.created_by))
+            .await?;
+        let is_creator = |user: &store::User| {
+            let created_ms = u64::try_from(user.created.timestamp_millis()).unwrap_or(0);
+            user.role == Role::Admin && created_ms <= token.created_at_ms
+        };
+        Ok(creator.filter(is_creator).map(|user| user.scope))
     }
 
     /// A token with its record; `None` if the token is malformed or unknown.
@@ -138,10 +171,7 @@ impl Auth {
             error => error,
         })?;
         let found = known.filter(|(token, record)| has_secret_of(token, record));
-        let verified = found.map(|(token, record)| Verified {
-            id: token.id,
-            created_by: record.created_by.clone(),
-        });
+        let verified = found.map(|(token, record)| Verified { id: token.id, record });
         let Some(verified) = verified else {
             self.throttle.count_failure(attempt).await?;
             return Err(Refusal::WrongToken.into());
@@ -184,7 +214,7 @@ impl Auth {
         let throttled = matches!(outcome, Err(AuthError::EnrollmentThrottled(_)));
         let entry = Entry {
             action: AgentsEnroll::INFO,
-            user: token.map_or("", |token| &token.created_by),
+            user: token.map_or("", |token| &token.record.created_by),
             target: Some(instance_id),
             result,
             detail,
@@ -193,6 +223,12 @@ impl Auth {
         };
         audit::append(&self.audit, context, entry).await;
     }
+}
+
+/// The VMs that the user of a request may see.
+fn scope_of(context: &Context) -> Scope {
+    let principal = context.principal.as_ref();
+    principal.map_or(Scope::Unknown, |principal| principal.scope.clone())
 }
 
 /// Whether the checksum of the key is right.

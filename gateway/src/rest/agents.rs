@@ -131,8 +131,8 @@ impl From<enrollment::Enrolled> for Enrolled {
 ///
 /// Registers the public key of an agent, for which a join token is needed instead of a session. The answer to a
 /// malformed, unknown or wrong token is always the same (401). Only a caller with the right secret learns that the token
-/// is expired, used up, revoked or not for this VM (403), or that the VM has an agent (409). The same request can be
-/// repeated.
+/// is expired, used up, revoked or not for this VM, that its creator may not enrol this VM, or that the key was revoked or
+/// replaced (403), or that the VM has an agent (409). The same request can be repeated.
 #[utoipa::path(
     post, path = "/agents", tag = "agents", operation_id = "enroll_agent", security(()), request_body = NewAgent,
     responses(

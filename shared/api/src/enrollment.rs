@@ -32,6 +32,8 @@ pub const MAX_JOIN_SECONDS: u32 = 90 * 24 * 3600;
 pub const MAX_JOIN_USES: u32 = 10_000;
 /// Maximum number of instance ids that a join token lists.
 pub const MAX_JOIN_VMS: usize = 100;
+/// Maximum number of former keys of a VM that are remembered.
+pub const MAX_FORMER_KEYS: usize = 16;
 
 /// The VMs whose agents may use a join token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +119,10 @@ pub struct JoinTokenRecord {
     pub secret_hash: String,
     /// Name of the administrator who created the token.
     pub created_by: String,
+    /// Whether a command of auth-svc created the token. Otherwise the token is refused once its creator is no longer an
+    /// administrator, and allows only VMs in the creator's scope.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_command: bool,
     /// Unix milliseconds.
     pub created_at_ms: u64,
     /// Time from which on the token is refused, in Unix milliseconds.
@@ -163,6 +169,21 @@ pub struct AgentRecord {
     /// Time at which the key was revoked, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at_ms: Option<u64>,
+    /// The keys that the VM had before, which no token brings back: the newest [`MAX_FORMER_KEYS`], newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_keys: Vec<AgentKey>,
+}
+
+impl AgentRecord {
+    /// The keys that the VM has had if this agent is replaced by one with another key.
+    pub fn keys_before(&self, next: &AgentKey) -> Vec<AgentKey> {
+        let mut keys = self.former_keys.clone();
+        if self.public_key != *next {
+            keys.push(self.public_key.clone());
+        }
+        let surplus = keys.len().saturating_sub(MAX_FORMER_KEYS);
+        keys.split_off(surplus)
+    }
 }
 
 /// The properties of a join token to be created.
@@ -390,6 +411,31 @@ mod tests {
         assert!(only.allows(&id("b")) && !only.allows(&id("ab")));
         let prefix = JoinVms::Prefix(id("web-"));
         assert!(prefix.allows(&id("web-1")) && !prefix.allows(&id("db-1")));
+    }
+
+    #[test]
+    fn newest_former_keys_of_a_vm_are_kept() {
+        let key = |number: usize| {
+            format!("U{:A>55}", "B".repeat(number))
+                .parse::<AgentKey>()
+                .unwrap()
+        };
+        let mut agent = AgentRecord {
+            public_key: key(1),
+            join_token: "0000000000000000".parse().unwrap(),
+            enrolled_at_ms: 0,
+            source: None,
+            platform: None,
+            revoked_at_ms: None,
+            former_keys: Vec::new(),
+        };
+        assert_eq!(agent.keys_before(&key(1)), [], "the key stays the same");
+        for next in 2..MAX_FORMER_KEYS + 5 {
+            agent.former_keys = agent.keys_before(&key(next));
+            agent.public_key = key(next);
+        }
+        let newest: Vec<_> = (4..MAX_FORMER_KEYS + 4).map(key).collect();
+        assert_eq!(agent.former_keys, newest);
     }
 
     #[test]

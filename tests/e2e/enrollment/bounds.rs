@@ -171,6 +171,7 @@ async fn creation_removes_the_oldest_finished_token_if_there_are_too_many() {
         let record = JoinTokenRecord {
             secret_hash: "0".repeat(64),
             created_by: "ann".to_owned(),
+            by_command: false,
             created_at_ms: now - 10_000 + number,
             expires_at_ms: now + 3_600_000,
             uses: 1,

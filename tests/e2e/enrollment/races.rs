@@ -4,7 +4,7 @@ use futures::future::join_all;
 use testkit::Program;
 use vmwatch_api::{enrollment::JoinTokenUse, time::unix_millis, wire::FaultKind};
 
-use super::{agent, builder, change, enroll, key, refused, revoke_agent, token, token_record};
+use super::{agent, builder, change, enroll, key, refused, token, token_record};
 
 #[tokio::test]
 async fn repeated_request_succeeds_without_another_use() {
@@ -48,40 +48,6 @@ async fn interrupted_enrolment_is_completed_by_its_repetition() {
     enroll(&stack, &token, "vm-1", &key).await.unwrap();
     assert_eq!(token_record(&stack, &token).await.used, 1);
     assert_eq!(agent(&stack, "vm-1").await.unwrap().public_key, key);
-}
-
-/// The use of a token is bound to the agent record that it was taken for, so that a former key cannot return with it.
-#[tokio::test]
-async fn former_key_cannot_return_with_a_used_up_token() {
-    let stack = builder().start().await;
-    for replace in [true, false] {
-        let vm = format!("vm-{replace}");
-        let (first, second) = (token(&stack, 1, replace).await, token(&stack, 1, false).await);
-        let [former, current] = [key(), key()];
-        enroll(&stack, &first, &vm, &former).await.unwrap();
-        revoke_agent(&stack, &vm).await.unwrap();
-        enroll(&stack, &second, &vm, &current).await.unwrap();
-        if !replace {
-            revoke_agent(&stack, &vm).await.unwrap();
-        }
-        let stored = agent(&stack, &vm).await;
-        let back = enroll(&stack, &first, &vm, &former).await;
-        refused(back, FaultKind::Forbidden, "is used up");
-        assert_eq!(agent(&stack, &vm).await, stored);
-    }
-}
-
-/// The same holds if the former key was replaced without a revocation.
-#[tokio::test]
-async fn replaced_key_cannot_return_with_a_used_up_token() {
-    let stack = builder().start().await;
-    let [first, second] = [token(&stack, 1, true).await, token(&stack, 1, true).await];
-    let [former, current] = [key(), key()];
-    enroll(&stack, &first, "vm-1", &former).await.unwrap();
-    enroll(&stack, &second, "vm-1", &current).await.unwrap();
-    let back = enroll(&stack, &first, "vm-1", &former).await;
-    refused(back, FaultKind::Forbidden, "is used up");
-    assert_eq!(agent(&stack, "vm-1").await.unwrap().public_key, current);
 }
 
 #[tokio::test]

@@ -2,17 +2,20 @@
 //! with the configuration in deploy/nats.
 
 pub(super) mod client;
+mod stale;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use async_nats::ConnectOptions;
 use futures::{StreamExt, future::join_all};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use testkit::{Nats, PATIENCE, Program, Secrets, Stack, StackBuilder, eventually};
+use testkit::{Nats, PATIENCE, Program, Secrets, Stack, StackBuilder, eventually, figure};
 use vmwatch_api::{
     agents::status_subject,
-    enrollment::AGENT_BUCKET,
     metrics::{SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
 };
 
@@ -289,32 +292,22 @@ async fn revocation_ends_connections_on_all_servers_of_a_cluster() {
         second.log_in(urls[(index + 1) % urls.len()]).await;
         agents.extend([first, second]);
     }
-    for agent in agents.iter().step_by(2) {
-        revoke(&stack, &agent.vm, &agent.key).await;
-    }
-    join_all(agents.iter_mut().map(|agent| agent.raw.closed())).await;
+    // The target is one second; a busy machine may take longer.
+    let revocations = agents.chunks_mut(2).map(async |pair| {
+        let began = Instant::now();
+        revoke(&stack, &pair[0].vm, &pair[0].key).await;
+        join_all(pair.iter_mut().map(|agent| agent.raw.closed())).await;
+        began.elapsed()
+    });
+    let longest = join_all(revocations).await.into_iter().max().unwrap();
+    figure(
+        "callout_revocation_on_three_servers_ms",
+        longest.as_secs_f64() * 1e3,
+    );
     for (index, url) in urls.iter().enumerate() {
         let output = agents[2 * index].try_log_in(url).await;
         assert!(output.contains(REFUSED), "{output}");
     }
-}
-
-/// Without a current copy of the KV bucket of agents, auth-svc cannot let agents in.
-#[tokio::test]
-async fn auth_svc_is_not_ready_while_its_copy_of_the_agents_is_stale() {
-    let stack = start().await;
-    let auth = stack.replica(Program::Auth, 0);
-    auth.ready().await;
-    let jetstream = stack.bus.jetstream_for_tests();
-    jetstream.delete_key_value(AGENT_BUCKET).await.unwrap();
-    let reported = async || {
-        let reason = auth.readiness().await.err().ok_or("the service is ready")?;
-        let is_reported = reason.contains("copy of the KV bucket of agents is stale");
-        is_reported.then_some(()).ok_or(reason)
-    };
-    eventually("auth-svc is not ready", PATIENCE, reported).await;
-    make_bucket(&stack).await;
-    auth.ready().await;
 }
 
 #[tokio::test]

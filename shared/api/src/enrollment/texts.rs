@@ -1,6 +1,6 @@
 //! The texts of join tokens, keys and platform ids, validated while they are decoded.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
@@ -115,9 +115,10 @@ impl fmt::Display for JoinTokenId {
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(pattern = "^U[A-Z2-7]{55}$")
+    schema(value_type = String, pattern = "^U[A-Z2-7]{55}$")
 )]
-pub struct AgentKey(String);
+// Clones share the text, because auth-svc has several copies of the keys of all agents in memory.
+pub struct AgentKey(Arc<str>);
 
 impl AgentKey {
     const RULE: &str = "must be the public nkey of a user: U and 55 characters of A-Z and 2-7";
@@ -138,7 +139,7 @@ impl FromStr for AgentKey {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if Self::allows(text) {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(Self::RULE)
         }
@@ -147,7 +148,7 @@ impl FromStr for AgentKey {
 
 impl<'de> Deserialize<'de> for AgentKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+        bounded_text(deserializer, Self::RULE, Self::allows).map(|text| Self(text.into()))
     }
 }
 

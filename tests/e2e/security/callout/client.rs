@@ -104,7 +104,7 @@ pub(super) async fn make_bucket(stack: &Stack) {
     made.unwrap();
 }
 
-async fn bucket(stack: &Stack) -> Store {
+pub(super) async fn bucket(stack: &Stack) -> Store {
     let jetstream = stack.bus.jetstream_for_tests();
     jetstream.get_key_value(AGENT_BUCKET).await.unwrap()
 }
