@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Optional
 
 from . import cargo, dependencies, figures, guest, layout, package, processes, schemathesis, tools, web
 from .terminal import Problem, Step, say, style
@@ -39,13 +40,13 @@ def test(arguments) -> int:
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
     _step("./dev up, pasted lines, ./dev down", "dev-whole", _unittest("whole_*.py"))
     tools.install_system(package.TEST_NEEDS)
-    _step("the agent's packages", "packages", _unittest("packages.py"))
-    _step("examples in the API documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
-    runner = _runner(arguments)
-    say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
-    # The test runner's own output is shown instead of a progress line.
     with figures.Figures(target) as measured:
         environment.update(measured.environment())
+        _step("the agent's packages", "packages", _unittest("packages.py"), measured.environment())
+        _step("examples in the API documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
+        runner = _runner(arguments)
+        say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
+        # The test runner's own output is shown instead of a progress line.
         code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
     if code or not offline:
         return code
@@ -132,10 +133,12 @@ def _unittest(pattern: str) -> list:
     return [sys.executable, "-B", "-W", "error", "-m", "unittest", "discover", "-v", *where]
 
 
-def _step(title: str, name: str, command: list) -> None:
+def _step(title: str, name: str, command: list, further: Optional[dict] = None) -> None:
+    """Runs a command, with these further environment variables."""
     with Step(title) as step:
         log = layout.LOGS / "test" / f"{name}.log"
-        processes.run(step, command, log, cargo.progress, env=cargo.environment(), cwd=layout.ROOT)
+        environment = cargo.environment() | (further or {})
+        processes.run(step, command, log, cargo.progress, env=environment, cwd=layout.ROOT)
         step.done()
 
 

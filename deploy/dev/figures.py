@@ -59,5 +59,14 @@ class Figures:
         return dict(sorted(values.items()))
 
 
+def record(name: str, value: float) -> None:
+    """Prints a figure and appends it to the file that `environment()` names, like testkit/src/figures.rs."""
+    print(f"figure {name} {value}")
+    lines = os.environ.get("VMWATCH_FIGURES")
+    if lines:
+        with open(lines, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, "value": value}) + "\n")
+
+
 def _number(value: float) -> str:
     return f"{value:,.3f}".rstrip("0").rstrip(".")

@@ -72,9 +72,9 @@ class Figures(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as screen:
             target = Path(folder) / "figures.json"
             with figures.Figures(target) as measured:
-                with open(measured.environment()["VMWATCH_FIGURES"], "a", encoding="utf-8") as lines:
+                with mock.patch.dict(os.environ, measured.environment()):
                     for name, value in (("b_ms", 2.5), ("a", 1), ("b_ms", 3.5)):
-                        lines.write(json.dumps({"name": name, "value": value}) + "\n")
+                        figures.record(name, value)
             self.assertEqual(json.loads(target.read_text()), {"figures": {"a": 1, "b_ms": 3.5}})
             self.assertIn("b_ms  3.5", screen.getvalue())
         with self.assertRaises(terminal.Problem):
