@@ -52,7 +52,7 @@ mod tests {
         let mut share = ShareFull::default();
         let counts: Vec<_> = (0..5).filter_map(|_| share.count()).collect();
         assert_eq!(counts, [1]);
-        advance(INTERVAL - Duration::from_millis(1)).await;
+        advance(INTERVAL.saturating_sub(Duration::from_millis(1))).await;
         assert_eq!(share.count(), None);
         advance(Duration::from_millis(1)).await;
         assert_eq!(share.count(), Some(6));

@@ -24,8 +24,8 @@ use crate::{
 
 /// Maximum number of stored agents, including revoked ones.
 pub(crate) const MAX_AGENTS: usize = 100_000;
-/// Size limit of the KV bucket. An agent needs at most 600 bytes there, and 60 for each former key; the rest is for deletion
-/// markers.
+/// Size limit of the KV bucket. An agent needs at most 600 bytes there, and 60 for each former key, of which most VMs have at
+/// most one; the rest is for deletion markers.
 const BUCKET_BYTES: i64 = 96 << 20;
 /// Time without confirmation after which the copy in memory is stale. A replica that cannot read the bucket may let in an
 /// agent for this long after its revocation; it ends the connection once it can read the bucket.

@@ -45,7 +45,7 @@ COMMANDS = [
 ]
 
 SETTINGS = [
-    ("VMWATCH_LISTEN", "address and port of the gateway [127.0.0.1:8086]"),
+    ("VMWATCH_LISTEN", "address and port of the gateway; a loopback address, 0.0.0.0 or [::] [127.0.0.1:8086]"),
     ("VMWATCH_NATS_URL", "use this NATS server (2.11 or newer, with JetStream) instead of starting one"),
     ("VMWATCH_MONGODB_URI", "use this MongoDB instead of starting a database"),
     ("VMWATCH_HYPERVISORS", "use these hypervisors, such as lab=qemu:///system, instead of libvirt's test driver"),

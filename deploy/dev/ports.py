@@ -1,5 +1,6 @@
 """Chooses free ports. Ports of an earlier start are reused if they are free, so addresses stay the same."""
 
+import ipaddress
 import socket
 import zlib
 from typing import Callable, Dict, Iterable
@@ -72,6 +73,16 @@ def parse_address(text: str):
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"`{text}` is not HOST:PORT")
     return host, int(port)
+
+
+def has_loopback(host: str) -> bool:
+    """Whether a program that listens on `host` can be reached at a loopback address."""
+    if host in ("localhost", "0.0.0.0", "::"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def reachable(host: str) -> str:

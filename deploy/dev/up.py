@@ -73,10 +73,11 @@ def _listen_address() -> str:
         host, port = ports.parse_address(listen)
     except ValueError as error:
         raise Problem(f"VMWATCH_LISTEN: {error}", code=EX_USAGE) from None
-    if not os.environ.get("VMWATCH_NATS_URL") and ports.reachable(host) not in (ports.LOOPBACK, "[::1]", "localhost"):
+    if not os.environ.get("VMWATCH_NATS_URL") and not ports.has_loopback(host):
+        every = "[::]" if ":" in host else "0.0.0.0"
         raise Problem(
             f"VMWATCH_LISTEN: at {host} this machine's agent cannot enrol, because the gateway has no TLS",
-            f"Set VMWATCH_LISTEN=0.0.0.0:{port}, which includes this address and the loopback address.",
+            f"Set VMWATCH_LISTEN={every}:{port}, which includes this address and the loopback address.",
             EX_USAGE,
         )
     if not ports.is_free(port, host):

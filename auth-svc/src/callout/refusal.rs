@@ -36,6 +36,9 @@ pub(super) enum Refusal {
     Overloaded,
     #[error("the login waited too long")]
     Late,
+    /// The connection over which the request arrived was lost, so it cannot be answered.
+    #[error("the connection to NATS was lost before the login was answered")]
+    Disconnected,
 }
 
 impl Refusal {
@@ -50,6 +53,7 @@ impl Refusal {
             Self::Stale(_) => "stale",
             Self::Overloaded => "overloaded",
             Self::Late => "late",
+            Self::Disconnected => "disconnected",
         }
     }
 }

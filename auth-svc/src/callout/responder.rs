@@ -3,7 +3,11 @@
 //! A replica whose copy of the agents stays stale cannot answer, and leaves the queue group, so that NATS asks the other
 //! replicas. It returns once its copy is current.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_nats::{Client, Message, SubscribeError, Subscriber, connection::State};
 use futures::StreamExt;
@@ -32,7 +36,7 @@ const QUEUE: &str = "vmwatch-auth";
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 /// Time after which a replica with a stale copy leaves the queue group. After a reconnection to NATS the copy is read again,
 /// which takes less; meanwhile logins wait.
-const STALE_LIMIT: Duration = Duration::from_secs(2);
+const STALE_LIMIT: Duration = Duration::from_secs(5);
 /// NATS gives up after `authorization.timeout`, 10 s.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// Maximum number of waiting logins; a request has about 1 KB. All agents log in at once after a server was restarted.
@@ -41,6 +45,14 @@ const MAX_WAITING: usize = 8192;
 const MAX_SIGNING: usize = 4;
 /// Maximum time in which the last requests arrive when a subscription ends, and again at shutdown in which they are answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// When a request arrived.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    deadline: Instant,
+    /// Number of the connection over which the request arrived.
+    connection: u64,
+}
 
 pub(super) struct Responder {
     client: Client,
@@ -131,7 +143,7 @@ impl Responder {
             };
             let this = Arc::clone(self);
             tokio::spawn(async move {
-                this.answer(request, Instant::now()).await;
+                this.answer(request).await;
                 drop(permit);
             });
         }
@@ -169,12 +181,21 @@ impl Responder {
         }
     }
 
-    async fn answer(&self, request: Message, arrived: Instant) {
+    /// The number of connections so far.
+    fn connection(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    async fn answer(&self, request: Message) {
         let Some(reply) = request.reply else {
             return;
         };
-        let deadline = arrived + DEADLINE;
-        let answer = match self.decide(&request.payload, deadline).await {
+        let began = Instant::now();
+        let arrival = Arrival {
+            deadline: began + DEADLINE,
+            connection: self.connection(),
+        };
+        let answer = match self.decide(&request.payload, arrival).await {
             Ok(answer) => {
                 counter!("vmwatch_callout_granted_total").increment(1);
                 answer
@@ -184,40 +205,50 @@ impl Responder {
                     .as_ref()
                     .map_or(("", ""), |login| (login.key.as_str(), &login.host));
                 self.refusals.note(&refusal, key, host);
+                if matches!(refusal, Refusal::Disconnected) {
+                    return;
+                }
                 // NATS takes an empty answer for a refusal.
                 String::new()
             }
         };
-        let sent = timeout_at(deadline, self.client.publish(reply, answer.into())).await;
+        let sent = timeout_at(arrival.deadline, self.client.publish(reply, answer.into())).await;
         if let Err(error) = sent
             .map_err(Into::into)
             .and_then(|sent| sent.map_err(async_nats::Error::from))
         {
             warn!(%error, "the answer to the login of an agent could not be sent");
         }
-        histogram!("vmwatch_callout_seconds").record(arrived.elapsed().as_secs_f64());
+        histogram!("vmwatch_callout_seconds").record(began.elapsed().as_secs_f64());
     }
 
     /// Returns the answer that lets the client in, or why it is refused, with what is known of the client.
-    async fn decide(&self, request: &[u8], deadline: Instant) -> Result<String, (Refusal, Option<Login>)> {
-        let permit = self.permit(deadline).await.map_err(|late| (late, None))?;
+    async fn decide(&self, request: &[u8], arrival: Arrival) -> Result<String, (Refusal, Option<Login>)> {
+        let permit = self.permit(arrival).await.map_err(|refusal| (refusal, None))?;
         let login = request::decode(request).map_err(|refusal| (refusal, None))?;
-        let granted = self.grant(&login, permit, deadline).await;
+        let granted = self.grant(&login, permit, arrival).await;
         granted.map_err(|refusal| (refusal, Some(login)))
     }
 
-    /// The right to compute signatures.
-    async fn permit(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Refusal> {
-        let permit = timeout_at(deadline, self.signing.acquire()).await;
+    /// The right to compute signatures. NATS accepts an answer only over the connection over which the request arrived, so
+    /// requests of a lost connection are dropped.
+    async fn permit(&self, arrival: Arrival) -> Result<SemaphorePermit<'_>, Refusal> {
+        let permit = timeout_at(arrival.deadline, self.signing.acquire()).await;
         // The semaphore is never closed.
-        permit.ok().and_then(Result::ok).ok_or(Refusal::Late)
+        let permit = permit.ok().and_then(Result::ok).ok_or(Refusal::Late)?;
+        let is_connected = self.client.connection_state() == State::Connected;
+        if is_connected && self.connection() == arrival.connection {
+            Ok(permit)
+        } else {
+            Err(Refusal::Disconnected)
+        }
     }
 
     async fn grant(
         &self,
         login: &Login,
         permit: SemaphorePermit<'_>,
-        deadline: Instant,
+        arrival: Arrival,
     ) -> Result<String, Refusal> {
         // A key in the table is answered with the same permit. If each login waited for a second one, all logins after a
         // restart of NATS would wait until the last of them was decoded, and exceed the deadline together.
@@ -225,8 +256,8 @@ impl Responder {
             (permit, found)
         } else {
             drop(permit);
-            let found = self.find(login, deadline).await?;
-            (self.permit(deadline).await?, found)
+            let found = self.find(login, arrival.deadline).await?;
+            (self.permit(arrival).await?, found)
         };
         let answer = answer::grant(login, &vm, &self.issuer)?;
         drop(permit);

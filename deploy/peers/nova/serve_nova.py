@@ -1,6 +1,6 @@
 """Runs a real Nova with its fake compute driver, for tests only. `serve_nova.py FOLDER PORT` starts Nova's API, scheduler,
 conductor and compute service in the same way as Nova's own functional tests, with Placement and stand-ins for the other
-services, and creates servers that are switched off. The Keystone described in FOLDER/identity.json authenticates requests.
+services, and creates servers in several states. The Keystone described in FOLDER/identity.json authenticates requests.
 When Nova is ready, its addresses and credentials are written to FOLDER/cloud.json.
 
 It runs in a Python environment with requirements.txt; `./dev peer nova` starts it.
@@ -21,8 +21,16 @@ from keystoneauth1 import adapter, session
 from keystoneauth1.identity import v3
 from nova.tests.fixtures.glance import GlanceFixture
 
-# Names of the servers to create, one for each test. An administrator locks the last one.
+# Names of servers that are switched off, one for each test. An administrator locks the last one.
 NAMES = ["verbs", "credential", "crowd", "locked"]
+# Names of further servers, each with the action that brings it from ACTIVE into a state, and the status of this state.
+STATES = {
+    "paused": ({"pause": None}, "PAUSED"),
+    "suspended": ({"suspend": None}, "SUSPENDED"),
+    "shelved": ({"shelve": None}, "SHELVED_OFFLOADED"),
+    "rescued": ({"rescue": {}}, "RESCUE"),
+    "resized": ({"resize": {"flavorRef": "2"}}, "VERIFY_RESIZE"),
+}
 # This API version supports `networks: none`, and answers 409 if a server is locked.
 VERSION = {"OpenStack-API-Version": "compute 2.84"}
 PATIENCE = 60
@@ -52,6 +60,8 @@ class Cloud(integrated_helpers._IntegratedTestBase):
 
     def _setup_services(self):
         self.flags(api_paste_config=self._paste, group="wsgi")
+        # There is one host only.
+        self.flags(allow_resize_to_same_host=True)
         super()._setup_services()
 
     def runTest(self):
@@ -70,15 +80,19 @@ class Cloud(integrated_helpers._IntegratedTestBase):
         own = _client(IDENTITY["username"], "password", IDENTITY["project"])
         admin = _client("admin", "admin_password", "admin")
         made = {}
-        for name in NAMES:
+        for name in [*NAMES, *STATES, "error"]:
             server = {"name": name, "imageRef": GlanceFixture.image1["id"], "flavorRef": "1", "networks": "none"}
             made[name] = own.post("/servers", json={"server": server}).json()["server"]["id"]
-        for identity in made.values():
+        states = {**{name: ({"os-stop": None}, "SHUTOFF") for name in NAMES}, **STATES}
+        for name, identity in made.items():
             _await(own, identity, "ACTIVE")
-            own.post(f"/servers/{identity}/action", json={"os-stop": None})
-        for identity in made.values():
-            _await(own, identity, "SHUTOFF")
+            if name in states:
+                own.post(f"/servers/{identity}/action", json=states[name][0])
+        for name, (_, status) in states.items():
+            _await(own, made[name], status)
         admin.post(f"/servers/{made['locked']}/action", json={"lock": None})
+        admin.post(f"/servers/{made['error']}/action", json={"os-resetState": {"state": "error"}})
+        _await(own, made["error"], "ERROR")
         return made
 
 

@@ -20,27 +20,31 @@ use crate::{BusError, BusSettings, inbox_prefix, settings::Login};
 const LOGIN_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a login with a key that NATS passes to auth-svc. It exceeds `authorization.timeout` in nats.conf, 10 s, so
 /// that the client learns that the login was refused.
-const KEY_LOGIN_LIMIT: Duration = Duration::from_secs(12);
+pub const KEY_LOGIN_LIMIT: Duration = Duration::from_secs(12);
 /// Longest delay after a refused login. Each login may cost the service that checks logins a millisecond.
 const REFUSED_MAX: Duration = Duration::from_secs(10);
 /// The NATS server's reason for closing a connection on which a message was too large.
 const OVERSIZED: &str = "maximum payload violation";
 
 /// Connects to the same NATS servers with another nkey and under another client name, for an account without methods and
-/// JetStream. Like [`Bus::connect`](crate::Bus::connect), retries without limit while no server is reachable.
+/// JetStream. Like [`Bus::connect`](crate::Bus::connect), retries without limit while no server is reachable, but with short
+/// delays: a login of an agent that reaches a restarted server before auth-svc fails only after `authorization.timeout`.
 pub async fn connect_with_nkey(name: &str, settings: &BusSettings, seed: String) -> Result<Client, BusError> {
     let settings = BusSettings {
         login: Login::NkeySeed(seed),
         ..settings.clone()
     };
-    connect(name, &settings, &Arc::default(), |_| {}).await
+    let delay = |refusals: &Refusals, _| refusals.delay(0);
+    connect(name, &settings, &Arc::default(), delay, |_| {}).await
 }
 
-/// Connects to NATS. While no server is reachable, the client retries without limit.
+/// Connects to NATS. While no server is reachable, the client retries without limit. `delay` returns the time before an
+/// attempt with this number.
 pub(crate) async fn connect(
     name: &str,
     settings: &BusSettings,
     refusals: &Arc<Refusals>,
+    delay: impl Fn(&Refusals, usize) -> Duration + Send + Sync + 'static,
     on_event: impl Fn(&Event) + Send + Sync + 'static,
 ) -> Result<Client, BusError> {
     let (delays, noted) = (Arc::clone(refusals), Arc::clone(refusals));
@@ -52,7 +56,7 @@ pub(crate) async fn connect(
         .ping_interval(settings.ping_interval)
         .connection_timeout(login_limit(settings))
         .retry_on_initial_connect()
-        .reconnect_delay_callback(move |attempts| delays.delay(attempts))
+        .reconnect_delay_callback(move |attempts| delay(&delays, attempts))
         .event_callback(move |event| {
             log(&event);
             noted.note(&event);
@@ -113,23 +117,28 @@ impl Refusals {
         }
     }
 
-    /// Delay before a connection attempt. While the server is unreachable it grows to one second, so that a restarted server
-    /// is found within two seconds; while the server refuses the login it doubles up to ten seconds. It is random because all
-    /// agents lose their server at the same time. The first attempt waits as well, so that the subscriptions of the lost
-    /// connection end before the client would renew them (see [`drain`](crate::drain)).
     pub(crate) fn delay(&self, attempts: usize) -> Duration {
-        let unreachable = match attempts {
-            0..=5 => Duration::from_millis(100),
-            6..=10 => Duration::from_millis(500),
-            _ => Duration::from_secs(1),
-        };
-        let longest = match self.logins.load(Ordering::Relaxed) {
-            0 => unreachable,
-            // The exponent is limited to avoid an arithmetic overflow.
-            refused => REFUSED_MAX.min(Duration::from_millis(100) * 2_u32.pow(refused.min(10))),
-        };
-        jittered(longest, 0.5)
+        reconnect_delay(attempts, self.logins.load(Ordering::Relaxed))
     }
+}
+
+/// Delay before a connection attempt: `attempts` is its number since the connection was lost, `refused` how many logins in a
+/// row the server has refused. While the server is unreachable it grows to one second, so that a restarted server is found
+/// within two seconds; while the server refuses the login it doubles up to ten seconds. It is random because all agents lose
+/// their server at the same time. The first attempt waits as well, so that the subscriptions of the lost connection end before
+/// the client would renew them (see [`drain`](crate::drain)).
+pub fn reconnect_delay(attempts: usize, refused: u32) -> Duration {
+    let unreachable = match attempts {
+        0..=5 => Duration::from_millis(100),
+        6..=10 => Duration::from_millis(500),
+        _ => Duration::from_secs(1),
+    };
+    let longest = match refused {
+        0 => unreachable,
+        // The exponent is limited to avoid an arithmetic overflow.
+        refused => REFUSED_MAX.min(Duration::from_millis(100) * 2_u32.pow(refused.min(10))),
+    };
+    jittered(longest, 0.5)
 }
 
 const fn login_limit(settings: &BusSettings) -> Duration {

@@ -2,6 +2,7 @@
 //! with the configuration in deploy/nats.
 
 pub(super) mod client;
+mod fleet;
 mod stale;
 
 use std::{
@@ -262,7 +263,9 @@ async fn a_key_that_becomes_invalid_loses_its_connections() {
         publishes(&mut agent).await;
         match way {
             "revoked" => revoke(&stack, way, &agent.key).await,
-            "replaced" => drop(stack.enrol(way).await),
+            "replaced" => {
+                stack.enrol(way).await;
+            }
             _ => remove(&stack, way).await,
         }
         agent.raw.closed().await;
