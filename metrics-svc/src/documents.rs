@@ -81,7 +81,7 @@ pub struct Documents {
     /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
     /// date.
     pub(crate) far_ahead: bool,
-    /// The sender of the sample; `None` if it did not come in a message with headers.
+    /// The sender of the sample; `None` if it did not come in a message.
     pub(crate) sender: Option<Sender>,
     /// The rows that were refused although the others are stored; `None` if there are none.
     pub(crate) refused: Option<RefusedRows>,

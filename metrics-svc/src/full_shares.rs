@@ -31,7 +31,7 @@ pub(crate) async fn follow(bus: Bus, events: Events, shutdown: CancellationToken
                 .filter_map(|subject| subject.strip_prefix(SAMPLE_SUBJECT_PREFIX)?.parse().ok())
                 .for_each(|id| events.publish_over_limit(id, VmLimit::Waiting)),
             Some(Err(error)) => {
-                debug!(%error, "reading the shares of VMs in the stream of samples failed; retrying")
+                debug!(%error, "reading the shares of VMs in the stream of samples failed; retrying");
             }
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {

@@ -144,8 +144,8 @@ impl Report {
 /// Suffix of the name of the collection of VMs.
 const SUFFIX: &str = "instances";
 
-/// Returns the date of a VM's newest row, which an agent has reported or, for rows of hypervisors, a hypervisor. The date may lag by a few seconds, and it is missing for rows of the software
-/// of 2017 until they are rebuilt.
+/// Returns the date of a VM's newest row, which its agent has reported or its hypervisor has measured. The date may lag by a
+/// few seconds, and it is missing for rows of the software of 2017 until they are rebuilt.
 pub(crate) async fn last_report(
     rows: &RowStore,
     kind: RowKind,

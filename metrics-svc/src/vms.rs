@@ -52,9 +52,9 @@ impl VmList {
         Ok(page)
     }
 
-    /// Returns a VM. If it has no row in memory, its rows are read from the database.
+    /// Returns a VM. If it lacks a row in memory, its rows are read from the database.
     pub(crate) async fn get(&self, id: &InstanceId, deadline: Deadline) -> Result<VmDetail, Fault> {
-        let is_known = self.newest.read().get(id).is_some() || self.newest.read_measured().get(id).is_some();
+        let is_known = self.newest.read().get(id).is_some();
         if !is_known {
             self.newest.load(id, deadline).await?;
         }

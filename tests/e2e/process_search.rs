@@ -324,6 +324,7 @@ async fn guest_with_many_names_is_searched_by_its_rows() {
         .unwrap();
     assert!(found.vms.is_empty());
     let resident = crate::ingest_support::resident(&stack.replica(Program::Metrics, 0).process);
+    assert!(resident < 512 << 10, "{resident} KiB");
     figure(
         "process_names_of_many_metrics_svc_kib",
         f64::from(u32::try_from(resident).unwrap()),

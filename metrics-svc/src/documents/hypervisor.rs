@@ -73,7 +73,7 @@ fn document(sample: &HypervisorSample, at: Dates) -> Result<RawDocumentBuf, Refu
 mod tests {
     use super::*;
 
-    fn sample(json: serde_json::Value) -> HypervisorSample {
+    fn sample(json: &serde_json::Value) -> HypervisorSample {
         let mut all = serde_json::json!({
             "instance_id": "vm-1", "create_date": "2017-01-01T21:37:59.001065", "hypervisor": "lab",
         });
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn unknown_values_are_missing_in_the_row() {
-        let row = &documents(&sample(serde_json::json!({ "cpu_util": 1.5, "cores": 4 })))
+        let row = &documents(&sample(&serde_json::json!({ "cpu_util": 1.5, "cores": 4 })))
             .unwrap()
             .hypervisor[0];
         let keys: Vec<_> = row
@@ -122,14 +122,14 @@ mod tests {
             (serde_json::json!({ "net_incoming": 1e300 }), "net_incoming"),
             (serde_json::json!({ "cores": u32::MAX }), "cores"),
         ] {
-            assert_eq!(documents(&sample(json)).unwrap_err(), Refusal::Number(field));
+            assert_eq!(documents(&sample(&json)).unwrap_err(), Refusal::Number(field));
         }
-        let long = sample(serde_json::json!({ "hypervisor": "x".repeat(257) }));
+        let long = sample(&serde_json::json!({ "hypervisor": "x".repeat(257) }));
         assert_eq!(
             documents(&long).unwrap_err(),
             Refusal::Text("hypervisor", MAX_NAME)
         );
-        let ahead = sample(serde_json::json!({ "create_date": "2999-01-01T00:00:00.000000" }));
+        let ahead = sample(&serde_json::json!({ "create_date": "2999-01-01T00:00:00.000000" }));
         assert!(matches!(documents(&ahead).unwrap_err(), Refusal::Ahead(_)));
     }
 }

@@ -40,7 +40,7 @@ const PARTS_MILLIS: i64 = 60_000;
 
 /// The collection of dirty buckets.
 pub(crate) struct DirtyBuckets {
-    dirty_buckets: Collection<RawDocumentBuf>,
+    entries: Collection<RawDocumentBuf>,
     /// The kind of rows from which rollups are computed.
     kind: RowKind,
     offset_ms: i64,
@@ -83,7 +83,7 @@ impl DirtyBuckets {
     /// Opens the collection of dirty buckets, which is in the same database as the rows.
     pub(crate) fn new(rows: &RowStore, kind: RowKind) -> Self {
         Self {
-            dirty_buckets: rows.beside(&kind.derived(DIRTY_BUCKETS)),
+            entries: rows.beside(&kind.derived(DIRTY_BUCKETS)),
             kind,
             offset_ms: rows.offset().as_millis(),
         }
@@ -128,7 +128,7 @@ impl DirtyBuckets {
             entry
         });
         let unordered = InsertManyOptions::builder().ordered(false).build();
-        let into = self.dirty_buckets.clone_with_type::<Document>();
+        let into = self.entries.clone_with_type::<Document>();
         into.insert_many(entries).with_options(unordered).await?;
         Ok(())
     }
@@ -146,7 +146,7 @@ impl DirtyBuckets {
         let filter = after.map_or_else(Document::new, |id| doc! { "_id": { "$gt": id } });
         let limit = i64::try_from(MAX_READ).unwrap_or(i64::MAX);
         let found = self
-            .dirty_buckets
+            .entries
             .find(filter)
             .sort(doc! { "_id": 1 })
             .limit(limit)
@@ -160,15 +160,13 @@ impl DirtyBuckets {
 
     /// The collection of dirty buckets.
     pub(crate) const fn documents(&self) -> &Collection<RawDocumentBuf> {
-        &self.dirty_buckets
+        &self.entries
     }
 
     /// Removes dirty buckets from the collection by the ids of their entries.
     pub(crate) async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), MetricsError> {
         if !ids.is_empty() {
-            self.dirty_buckets
-                .delete_many(doc! { "_id": { "$in": ids } })
-                .await?;
+            self.entries.delete_many(doc! { "_id": { "$in": ids } }).await?;
         }
         Ok(())
     }

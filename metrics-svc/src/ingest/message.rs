@@ -93,7 +93,7 @@ fn read_of_agent(
     let mut documents = Documents::from_sample(&sample, offset, arrival)
         .map_err(|refusal| refused(&sample, &refusal, arrival))?;
     expired::remove(&mut documents, &sample.instance_id, retention, arrival);
-    documents.sender = message.headers.as_ref().map(|headers| sender(headers, arrival));
+    documents.sender = Some(sender(message.headers.as_ref(), arrival));
     Ok(documents)
 }
 
@@ -114,8 +114,8 @@ fn refused(sample: &Sample, refusal: &Refusal, arrival: SystemTime) -> Refused {
 }
 
 /// Decodes the sender from the headers of a message. Headers that cannot be decoded count as missing.
-fn sender(headers: &HeaderMap, arrival: SystemTime) -> Sender {
-    let text = |name| headers.get(name).map(HeaderValue::as_str);
+fn sender(headers: Option<&HeaderMap>, arrival: SystemTime) -> Sender {
+    let text = |name| headers?.get(name).map(HeaderValue::as_str);
     let arrived_ms = millis_of(arrival);
     let sent_ms = text(SENT_AT).and_then(|text| text.parse::<u64>().ok());
     Sender {
