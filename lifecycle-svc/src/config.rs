@@ -30,6 +30,12 @@ const HYPERVISOR_CALLS: Setting = Setting {
     default: "8",
     help: "maximum concurrent calls to one hypervisor; further calls wait, and the wait counts towards VMWATCH_HYPERVISOR_TIMEOUT",
 };
+const LAST_HYPERVISOR_KEEP: Setting = Setting {
+    name: "VMWATCH_LAST_HYPERVISOR_KEEP",
+    value: Value::Duration("1s", "365d"),
+    default: "10m",
+    help: "time for which a VM is not started on another hypervisor after a hypervisor that had the VM has become unreachable, accurate to about a minute; a host that is still running the VM must have been switched off by then",
+};
 const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
     value: Value::Duration("100ms", "1h"),
@@ -40,7 +46,7 @@ const SAMPLE_INTERVAL: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_SAMPLE_INTERVAL",
     value: Value::Duration("1s", "1h"),
     default: "10s",
-    help: "interval at which one replica reads the counters of the VMs of each hypervisor, for measures that need no agent; OpenStack Nova gives none",
+    help: "interval at which one replica reads the counters of the VMs of each hypervisor, for measures that need no agent; OpenStack Nova gives none; must be shorter than VMWATCH_SILENT_AFTER of metrics-svc",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
@@ -75,6 +81,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         hypervisors::HYPERVISORS,
         HYPERVISOR_TIMEOUT,
         HYPERVISOR_CALLS,
+        LAST_HYPERVISOR_KEEP,
         STATE_INTERVAL,
         SAMPLE_INTERVAL,
         OPERATION_LIMIT,
@@ -102,6 +109,8 @@ pub struct LifecycleSettings {
     pub(crate) health: SocketAddr,
     pub(crate) hypervisors: Vec<HypervisorSpec>,
     pub(crate) calls: CallLimits,
+    /// How long an unreachable hypervisor that had a VM prevents its start elsewhere.
+    pub(crate) last_hypervisor_keep: Duration,
     pub(crate) operations: OperationSettings,
     pub(crate) polling: PollSettings,
 }
@@ -202,6 +211,7 @@ impl LifecycleSettings {
         let timeout = env.duration(&HYPERVISOR_TIMEOUT);
         let at_once = env.number(&HYPERVISOR_CALLS);
         let operations = OperationSettings::read(env);
+        let last_hypervisor_keep = env.duration(&LAST_HYPERVISOR_KEEP);
         let state_interval = env.duration(&STATE_INTERVAL);
         let sample_interval = env.duration(&SAMPLE_INTERVAL);
         let utc_offset = config::utc_offset(env);
@@ -216,6 +226,7 @@ impl LifecycleSettings {
                 timeout: timeout?,
                 at_once: at_once?,
             },
+            last_hypervisor_keep: last_hypervisor_keep?,
             polling: PollSettings {
                 interval: state_interval?,
                 measures: MeasureSettings {

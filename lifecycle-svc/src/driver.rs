@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use domain_stats::DomainStats;
-use vmwatch_api::{InstanceId, lifecycle::MachineState};
+use vmwatch_api::{InstanceId, actions::Refusal, lifecycle::MachineState};
 
 pub(crate) use self::{
     labels::FoundLabels,
@@ -30,12 +30,12 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     async fn check(&self) -> Result<(), DriverError>;
 
     /// Reads the state of a VM from the hypervisor.
-    async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
+    async fn state(&self, id: &InstanceId) -> Result<VmState, DriverError>;
 
     /// Returns the hypervisor's reason for the VM's state, if it reports one that matters to users, such as a crash.
     async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
 
-    /// Starts the VM from any state; resumes a paused VM.
+    /// Starts the VM from any state; resumes a paused VM, and unshelves a shelved one.
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// Asks the guest operating system to shut down.
@@ -57,12 +57,29 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 /// Maximum number of VMs that are listed, or measured, for one hypervisor.
 pub(crate) const MAX_LISTED: usize = 10_000;
 
+/// The state of a VM on its hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VmState {
+    pub(crate) state: MachineState,
+    /// Why the hypervisor refuses actions that the state would allow. The state machine decides which ones.
+    pub(crate) hindrance: Option<Refusal>,
+}
+
+impl From<MachineState> for VmState {
+    fn from(state: MachineState) -> Self {
+        Self {
+            state,
+            hindrance: None,
+        }
+    }
+}
+
 /// A VM in the list of a hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) id: InstanceId,
     pub(crate) name: String,
-    pub(crate) state: MachineState,
+    pub(crate) state: VmState,
     /// The labels of the VM; `None` if this list has not read them, so that those that are known stay.
     pub(crate) labels: Option<FoundLabels>,
 }

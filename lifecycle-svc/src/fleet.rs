@@ -17,14 +17,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tracing::{debug, info, warn};
-use vmwatch_api::{InstanceId, lifecycle::MachineState};
+use vmwatch_api::InstanceId;
 
 use crate::{
     config::{CallLimits, HypervisorSpec},
-    driver::{self, Driver, DriverError, TlsError},
+    driver::{self, Driver, DriverError, TlsError, VmState},
     fence::Fence,
     inventory::Inventory,
-    state_machine::Action,
+    state_machine::{Action, describe_state},
 };
 
 /// Maximum number of VMs in the cache of locations, which then takes about 10 MB.
@@ -41,6 +41,8 @@ const OTHERS_WAIT: Duration = Duration::from_millis(500);
 pub(crate) struct Fleet {
     hypervisors: Vec<Arc<Hypervisor>>,
     inventory: Arc<Inventory>,
+    /// How long an unreachable hypervisor that had a VM prevents its start elsewhere.
+    last_hypervisor_keep: Duration,
     seen: Cache<InstanceId, Arc<Hypervisor>>,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Hypervisor {
     pub(crate) driver: Arc<dyn Driver>,
     /// Whether the hypervisor answered when any replica last listed its VMs.
     reachable: AtomicBool,
+    /// Whether a warning about the current failures was logged.
+    failure_logged: AtomicBool,
     /// Whether this replica has ever reached the hypervisor.
     was_reached: AtomicBool,
     /// Whether the hypervisor took longer than [`OTHERS_WAIT`] and has not answered any call since.
@@ -63,7 +67,17 @@ pub(crate) struct Hypervisor {
 #[derive(Debug)]
 pub(crate) struct Located {
     pub(crate) hypervisor: Arc<Hypervisor>,
-    pub(crate) state: MachineState,
+    pub(crate) vm: VmState,
+}
+
+/// The VM that an operation acts on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) id: &'a InstanceId,
+    /// The hypervisor that the request names.
+    pub(crate) hypervisor: Option<&'a str>,
+    /// Whether the operation starts the VM.
+    pub(crate) starting: bool,
 }
 
 /// Why no hypervisor can be chosen to act on a VM.
@@ -72,19 +86,45 @@ pub(crate) enum OwnerError {
     /// No hypervisor has the VM, or a hypervisor that may have it is unreachable.
     #[error(transparent)]
     Driver(#[from] DriverError),
-    /// Several hypervisors have the VM. The action is refused whatever the states of the VM, because two copies of a VM
-    /// must never write to the same disk.
-    #[error("the VM is defined on {}; remove it from all but one of these hypervisors", .0.join(" and "))]
+    /// Several hypervisors have the VM, and the request names none. The action is refused whatever the states of the VM,
+    /// because two copies of a VM must never write to the same disk.
+    #[error("the VM is defined on {}; remove it from all but one of these hypervisors, or name the one that shall act", .0.join(" and "))]
     Several(Vec<String>),
+    /// Another hypervisor than the named one has the VM too, and the VM is not off there.
+    #[error("the VM is {state} on {on}, so a start here would run a second copy; shut it down on {on} first")]
+    NotOffElsewhere { state: &'static str, on: String },
+    /// The request names a hypervisor that answered that it does not have the VM.
+    #[error("the hypervisor {0} does not have this VM; name one that has it")]
+    NotOn(String),
+    /// The request names a hypervisor that is not in the settings.
+    #[error("there is no hypervisor with the name {0}; the list of VMs shows the names")]
+    NoSuchHypervisor(String),
+    /// A start that was sent to another hypervisor may still take effect.
+    #[error(
+        "a start of this VM on {0} was not answered and may still take effect; name {0} as the hypervisor, or try again in 15 minutes"
+    )]
+    Unsettled(String),
     /// A hypervisor that had the VM is unreachable now, so the VM may still run there.
-    #[error("{0} is unreachable and had this VM when it last answered, so that it may still run there")]
+    #[error(
+        "{0} is unreachable and had this VM when it last answered, so the VM may still run there; start it when {0} answers again, or after VMWATCH_LAST_HYPERVISOR_KEEP if that host is switched off"
+    )]
     LastOn(String),
+}
+
+/// What the hypervisors answered about a VM.
+struct Answers {
+    owners: Vec<Located>,
+    /// The hypervisors that failed or did not answer in time.
+    unanswered: Vec<Arc<Hypervisor>>,
+    /// Why a hypervisor did not answer; [`DriverError::NotFound`] if all did.
+    failure: DriverError,
 }
 
 impl Fleet {
     pub(crate) fn open(
         specs: Vec<HypervisorSpec>,
         limits: CallLimits,
+        last_hypervisor_keep: Duration,
         inventory: Arc<Inventory>,
     ) -> Result<Self, TlsError> {
         let open = |spec: HypervisorSpec| -> Result<_, TlsError> {
@@ -92,6 +132,7 @@ impl Fleet {
                 name: spec.name,
                 driver: driver::open(spec.endpoint, limits)?,
                 reachable: AtomicBool::new(false),
+                failure_logged: AtomicBool::new(false),
                 was_reached: AtomicBool::new(false),
                 unresponsive: AtomicBool::new(false),
                 operation_ended: Notify::new(),
@@ -100,6 +141,7 @@ impl Fleet {
         Ok(Self {
             hypervisors: specs.into_iter().map(open).collect::<Result<_, _>>()?,
             inventory,
+            last_hypervisor_keep,
             seen: Cache::builder()
                 .max_capacity(REMEMBERED)
                 .time_to_live(SEEN_FOR)
@@ -107,16 +149,66 @@ impl Fleet {
         })
     }
 
-    /// Finds the hypervisor that has the VM, for an operation: asks every hypervisor and refuses if several have the
-    /// VM. With `starting` it also refuses while a hypervisor that had the VM is unreachable.
-    pub(crate) async fn owner(&self, id: &InstanceId, starting: bool) -> Result<Located, OwnerError> {
+    /// Finds the hypervisor that is to act on the VM: the named one, or else the only one that has the VM. Asks every
+    /// hypervisor. A start is refused while a hypervisor that recently had the VM is unreachable, and while the VM is not
+    /// off on another hypervisor.
+    pub(crate) async fn owner(&self, wanted: Wanted<'_>) -> Result<Located, OwnerError> {
+        if let Some(name) = wanted.hypervisor
+            && !self.hypervisor_names().contains(&name)
+        {
+            return Err(OwnerError::NoSuchHypervisor(name.to_owned()));
+        }
+        let Answers {
+            owners,
+            unanswered,
+            failure,
+        } = self.ask_all(wanted).await;
+        let last_on = unanswered
+            .iter()
+            .find(|hypervisor| {
+                self.inventory
+                    .had(&hypervisor.name, wanted.id, self.last_hypervisor_keep)
+            })
+            .map(|hypervisor| hypervisor.name.clone());
+        let is_wanted = |owner: &Located| wanted.hypervisor.is_none_or(|name| owner.hypervisor.name == name);
+        if wanted.hypervisor.is_none() && owners.len() > 1 {
+            return Err(OwnerError::Several(self.names(&owners)));
+        }
+        let (mut chosen, others): (Vec<_>, Vec<_>) = owners.into_iter().partition(is_wanted);
+        let Some(owner) = chosen.pop() else {
+            // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
+            return Err(match wanted.hypervisor {
+                Some(name) if !unanswered.iter().any(|other| other.name == name) => {
+                    OwnerError::NotOn(name.to_owned())
+                }
+                _ => failure.into(),
+            });
+        };
+        if wanted.starting {
+            if let Some(other) = others.into_iter().find(|other| !other.vm.state.is_off()) {
+                return Err(OwnerError::NotOffElsewhere {
+                    state: describe_state(other.vm.state),
+                    on: other.hypervisor.name.clone(),
+                });
+            }
+            if let Some(hypervisor) = last_on {
+                return Err(OwnerError::LastOn(hypervisor));
+            }
+        }
+        self.seen.insert(wanted.id.clone(), Arc::clone(&owner.hypervisor));
+        Ok(owner)
+    }
+
+    /// Asks every hypervisor for the VM. Once the named hypervisor, or without one any that has the VM, has answered, the
+    /// others have [`OTHERS_WAIT`] to answer.
+    async fn ask_all(&self, wanted: Wanted<'_>) -> Answers {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
             .iter()
-            .map(|hypervisor| async move { (hypervisor, hypervisor.state(id).await) })
+            .map(|hypervisor| async move { (hypervisor, hypervisor.state(wanted.id).await) })
             .collect();
         let mut owners = Vec::new();
-        let mut unanswered: Vec<_> = self.hypervisors.iter().collect();
+        let mut unanswered: Vec<_> = self.hypervisors.iter().map(Arc::clone).collect();
         let mut failure = DriverError::NotFound;
         let mut end = None;
         loop {
@@ -129,12 +221,17 @@ impl Fleet {
                 Some(end) => timeout_at(end, answers.next()).await.ok().flatten(),
             };
             let Some((hypervisor, answer)) = next else { break };
+            if wanted
+                .hypervisor
+                .map_or(answer.is_ok(), |name| hypervisor.name == name)
+            {
+                end.get_or_insert_with(|| Instant::now() + OTHERS_WAIT);
+            }
             match answer {
-                Ok(state) => {
-                    let hypervisor = Arc::clone(hypervisor);
-                    owners.push(Located { hypervisor, state });
-                    end.get_or_insert_with(|| Instant::now() + OTHERS_WAIT);
-                }
+                Ok(vm) => owners.push(Located {
+                    hypervisor: Arc::clone(hypervisor),
+                    vm,
+                }),
                 Err(DriverError::NotFound) => {}
                 Err(error) => {
                     failure = hypervisor.report_failure(&error);
@@ -146,21 +243,10 @@ impl Fleet {
         for hypervisor in &unanswered {
             hypervisor.unresponsive.store(true, Ordering::Relaxed);
         }
-        let last_on = unanswered
-            .into_iter()
-            .find(|hypervisor| self.inventory.has(&hypervisor.name, id));
-        match (owners.pop(), last_on) {
-            // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
-            (None, _) => Err(failure.into()),
-            (Some(last), _) if !owners.is_empty() => {
-                owners.push(last);
-                Err(OwnerError::Several(self.names(&owners)))
-            }
-            (Some(_), Some(hypervisor)) if starting => Err(OwnerError::LastOn(hypervisor.name.clone())),
-            (Some(owner), _) => {
-                self.seen.insert(id.clone(), Arc::clone(&owner.hypervisor));
-                Ok(owner)
-            }
+        Answers {
+            owners,
+            unanswered,
+            failure,
         }
     }
 
@@ -176,13 +262,20 @@ impl Fleet {
     }
 
     /// Finds the hypervisor that has the VM, for a read: asks the hypervisor that last had the VM and, if that is
-    /// unknown or no longer has the VM, all hypervisors concurrently.
+    /// unknown or no longer has the VM, all hypervisors concurrently. If several have the VM, one on which it is not off
+    /// comes first, then the order of the settings.
     pub(crate) async fn locate(&self, id: &InstanceId) -> Result<Located, DriverError> {
-        if let Some(hypervisor) = self.seen.get(id) {
+        let is_disputed = self.inventory.is_disputed(id);
+        if let Some(hypervisor) = self.seen.get(id)
+            && !is_disputed
+        {
             match hypervisor.state(id).await {
                 Err(DriverError::NotFound) => self.seen.invalidate(id),
-                answer => return answer.map(|state| Located { hypervisor, state }),
+                answer => return answer.map(|vm| Located { hypervisor, vm }),
             }
+        }
+        if is_disputed {
+            return self.locate_disputed(id).await;
         }
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
@@ -192,10 +285,10 @@ impl Fleet {
         let mut failure = None;
         while let Some((hypervisor, answer)) = answers.next().await {
             match answer {
-                Ok(state) => {
+                Ok(vm) => {
                     let hypervisor = Arc::clone(hypervisor);
                     self.seen.insert(id.clone(), Arc::clone(&hypervisor));
-                    return Ok(Located { hypervisor, state });
+                    return Ok(Located { hypervisor, vm });
                 }
                 Err(DriverError::NotFound) => {}
                 Err(error) => failure = Some(hypervisor.report_failure(&error)),
@@ -203,6 +296,23 @@ impl Fleet {
         }
         // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
         Err(failure.unwrap_or(DriverError::NotFound))
+    }
+
+    async fn locate_disputed(&self, id: &InstanceId) -> Result<Located, DriverError> {
+        let wanted = Wanted {
+            id,
+            hypervisor: None,
+            starting: false,
+        };
+        let Answers { owners, failure, .. } = self.ask_all(wanted).await;
+        let position = |owner: &Located| {
+            let mut all = self.hypervisors.iter();
+            all.position(|hypervisor| Arc::ptr_eq(hypervisor, &owner.hypervisor))
+        };
+        let first = owners
+            .into_iter()
+            .min_by_key(|owner| (owner.vm.state.is_off(), position(owner)));
+        first.ok_or(failure)
     }
 
     /// All hypervisors, in the order of the settings.
@@ -248,7 +358,7 @@ impl Hypervisor {
     }
 
     /// Reads the state of the VM from this hypervisor.
-    pub(crate) async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
+    pub(crate) async fn state(&self, id: &InstanceId) -> Result<VmState, DriverError> {
         let answer = self.driver.state(id).await;
         if matches!(answer, Ok(_) | Err(DriverError::NotFound)) {
             self.unresponsive.store(false, Ordering::Relaxed);
@@ -260,6 +370,7 @@ impl Hypervisor {
     pub(crate) fn note_answer(&self) {
         self.unresponsive.store(false, Ordering::Relaxed);
         self.was_reached.store(true, Ordering::Relaxed);
+        self.failure_logged.store(false, Ordering::Relaxed);
         if !self.reachable.swap(true, Ordering::Relaxed) {
             info!(hypervisor = self.name, "hypervisor reachable");
         }
@@ -267,10 +378,11 @@ impl Hypervisor {
 
     /// Records that the hypervisor did not answer a request to list its VMs or a check that it is reachable.
     pub(crate) fn note_failure(&self, error: &(impl fmt::Display + ?Sized)) {
-        if self.reachable.swap(false, Ordering::Relaxed) {
-            warn!(hypervisor = self.name, %error, "hypervisor unreachable");
-        } else {
+        self.reachable.store(false, Ordering::Relaxed);
+        if self.failure_logged.swap(true, Ordering::Relaxed) {
             debug!(hypervisor = self.name, %error, "hypervisor still unreachable");
+        } else {
+            warn!(hypervisor = self.name, %error, "hypervisor unreachable");
         }
     }
 

@@ -3,11 +3,12 @@
 use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
-    InstanceId, Method, MethodInfo, Scope, Service,
+    Method, MethodInfo, Scope, Service,
+    actions::{self, Refusal},
     labels::{LabelsChange, LabelsGet, LabelsReply, LabelsSet},
     lifecycle::{
-        ForceStop, Machine, Operation, OperationRef, OperationsGet, OperationsList, Reboot, RebootTarget,
-        Start, State, Stop, Target, Verb,
+        ActionTarget, ForceStop, Machine, Operation, OperationRef, OperationsGet, OperationsList, Reboot,
+        RebootTarget, Start, State, Stop, Target, Verb,
     },
     no_such_vm,
     removal::{Removal, RemovalCheck, RemovalFinish, Removed},
@@ -26,6 +27,7 @@ use crate::{
     inventory::Inventory,
     labels::Labels,
     operations::{Command, Operations},
+    state_machine,
 };
 
 /// State shared by the handlers of all bus methods.
@@ -76,36 +78,17 @@ impl Lifecycle {
             .method(RemovalFinish, bind(&this, Self::finish_removal))
     }
 
-    async fn start(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(&context, Start::INFO, Verb::Start, target.instance_id, false)
+    async fn start(self: Arc<Self>, context: Context, target: ActionTarget) -> Result<Machine, Fault> {
+        self.command(&context, Start::INFO, Verb::Start, target).await
+    }
+
+    async fn stop(self: Arc<Self>, context: Context, target: ActionTarget) -> Result<Machine, Fault> {
+        self.command(&context, Stop::INFO, Verb::Stop, target).await
+    }
+
+    async fn force_stop(self: Arc<Self>, context: Context, target: ActionTarget) -> Result<Machine, Fault> {
+        self.command(&context, ForceStop::INFO, Verb::ForceStop, target)
             .await
-    }
-
-    async fn stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(&context, Stop::INFO, Verb::Stop, target.instance_id, false)
-            .await
-    }
-
-    async fn reboot(self: Arc<Self>, context: Context, target: RebootTarget) -> Result<Machine, Fault> {
-        self.command(
-            &context,
-            Reboot::INFO,
-            Verb::Reboot,
-            target.instance_id,
-            target.hard,
-        )
-        .await
-    }
-
-    async fn force_stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(
-            &context,
-            ForceStop::INFO,
-            Verb::ForceStop,
-            target.instance_id,
-            false,
-        )
-        .await
     }
 
     async fn command(
@@ -113,16 +96,27 @@ impl Lifecycle {
         context: &Context,
         method: MethodInfo,
         verb: Verb,
-        instance_id: InstanceId,
-        hard: bool,
+        target: ActionTarget,
     ) -> Result<Machine, Fault> {
         let command = Command {
             method,
             verb,
-            hard,
-            instance_id,
+            hard: false,
+            instance_id: target.instance_id,
+            hypervisor: target.hypervisor,
         };
         Box::pin(self.operations.submit(context, command)).await
+    }
+
+    async fn reboot(self: Arc<Self>, context: Context, target: RebootTarget) -> Result<Machine, Fault> {
+        let command = Command {
+            method: Reboot::INFO,
+            verb: Verb::Reboot,
+            hard: target.hard,
+            instance_id: target.instance_id,
+            hypervisor: target.hypervisor,
+        };
+        Box::pin(self.operations.submit(&context, command)).await
     }
 
     async fn operation(self: Arc<Self>, context: Context, which: OperationRef) -> Result<Operation, Fault> {
@@ -133,11 +127,18 @@ impl Lifecycle {
 
     async fn state(self: Arc<Self>, _context: Context, target: Target) -> Result<Machine, Fault> {
         let located = self.fleet.locate(&target.instance_id).await?;
+        let refused_actions = if self.inventory.is_disputed(&target.instance_id) {
+            actions::all_refused(Refusal::SeveralHypervisors)
+        } else {
+            state_machine::refused(located.vm)
+        };
         Ok(Machine {
             name: self.inventory.name(&target.instance_id),
             hypervisor: Some(located.hypervisor.name.clone()),
             instance_id: target.instance_id,
-            state: located.state,
+            state: located.vm.state,
+            allowed_actions: actions::allowed(&refused_actions),
+            refused_actions,
         })
     }
 

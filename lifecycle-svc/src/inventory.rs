@@ -179,9 +179,26 @@ impl Inventory {
         self.delete(key.to_string()).await
     }
 
-    /// Whether the hypervisor had the VM when its VMs were last listed.
-    pub(crate) fn has(&self, hypervisor: &str, id: &InstanceId) -> bool {
-        self.vms.read().vm(hypervisor, id).is_some()
+    /// Whether the hypervisor had the VM when its VMs were last listed. If the hypervisor is unreachable since, this is
+    /// forgotten after the time `keep`. While this replica's copy of the inventory is out of date, it may have had the VM.
+    pub(crate) fn had(&self, hypervisor: &str, id: &InstanceId, keep: Duration) -> bool {
+        if !self.vms.is_current() {
+            return true;
+        }
+        let (table, now) = (self.vms.read(), unix_millis());
+        let Some(vm) = table.vm(hypervisor, id) else {
+            return false;
+        };
+        let state = table.hypervisor(hypervisor);
+        let listed = state.and_then(|state| state.listed_at_ms);
+        let last = listed.unwrap_or_default().max(vm.changed_at_ms);
+        state.is_some_and(|state| state.is_reachable(now))
+            || u128::from(now.saturating_sub(last)) <= keep.as_millis()
+    }
+
+    /// Whether several hypervisors had the VM when their VMs were last listed.
+    pub(crate) fn is_disputed(&self, id: &InstanceId) -> bool {
+        self.vms.read().copies(id).len() > 1
     }
 
     /// Returns a page of the VMs that the scope allows, as last listed.

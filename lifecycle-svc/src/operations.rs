@@ -10,6 +10,7 @@
 //! new replica sends it if the deadline allows. A start or stop with unknown outcome ends according to the state of the
 //! VM; a reboot with unknown outcome ends as "outcome unknown".
 
+mod claim;
 mod leased;
 mod record;
 mod run;
@@ -37,6 +38,7 @@ use vmwatch_bus::{Bus, Context, audit::Audit, serve::Refused};
 use vmwatch_service::lifetime::until_done;
 
 use self::{
+    claim::Claims,
     leased::Aborted,
     record::{End, Record, answer},
     run::Run,
@@ -63,6 +65,7 @@ pub(crate) struct Operations {
     settings: OperationSettings,
     fleet: Arc<Fleet>,
     store: Store,
+    claims: Claims,
     trail: Trail,
     view: View,
     /// Random name under which this replica holds leases on operations.
@@ -104,6 +107,7 @@ impl Operations {
             settings,
             fleet,
             store,
+            claims: Claims::new(bus),
             trail: Trail::new(audit),
             view,
             owner: random_id()?.to_string(),
@@ -237,7 +241,7 @@ impl Operations {
         let mut pause = MIN_POLL_INTERVAL;
         loop {
             match self.store.read(id).await {
-                Ok(Some((first, _))) if first.operation.hard != requested.operation.hard => {
+                Ok(Some((first, _))) if !first.is_same_request(requested) => {
                     let reused = "this idempotency key was used for the same action with other parameters; \
                                   use another key";
                     return Err(Fault::new(FaultKind::Conflict, reused));

@@ -16,7 +16,12 @@
 
 use std::time::Duration;
 
-use vmwatch_api::lifecycle::{MachineState, Verb};
+use vmwatch_api::{
+    actions::{Refusal, Refused, VmAction},
+    lifecycle::{MachineState, Verb},
+};
+
+use crate::driver::VmState;
 
 /// Maximum number of times that an operation sends its action to the hypervisor.
 pub(crate) const MAX_ACTS: u8 = 3;
@@ -69,7 +74,7 @@ pub(crate) enum Step {
     /// Wait, then read the VM's state again.
     Wait,
     /// End the operation: the VM's state does not allow the action, and nothing was done.
-    Refuse(&'static str),
+    Refuse(Refusal),
     /// End the operation as failed.
     Fail(&'static str),
     /// End the operation with unknown outcome: the action may or may not have taken effect, and must not be repeated.
@@ -88,19 +93,70 @@ pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
 }
 
 /// Decides the next step of an operation whose VM is in this state.
-pub(crate) fn next(verb: Verb, state: MachineState, progress: Progress) -> Step {
+pub(crate) fn next(verb: Verb, hard: bool, vm: VmState, progress: Progress) -> Step {
     let step = match verb {
-        Verb::Start => start(state, progress.outcome),
-        Verb::Stop => stop(state, progress),
-        Verb::Reboot => reboot(state, progress.outcome),
-        Verb::ForceStop => force_stop(state, progress),
-        Verb::Unknown => Step::Refuse("this version of the service does not know the action"),
+        Verb::Start => start(vm.state, progress.outcome),
+        Verb::Stop => stop(vm.state, progress),
+        Verb::Reboot => reboot(vm.state, progress.outcome),
+        Verb::ForceStop => force_stop(vm.state, progress),
+        Verb::Unknown => Step::Refuse(Refusal::UnknownAction),
     };
-    match step {
-        Step::Act if progress.acts >= MAX_ACTS => {
+    let hindrance = vm.hindrance.filter(|hindrance| blocks(*hindrance, verb, hard));
+    match (step, hindrance) {
+        (Step::Act | Step::Refuse(_), Some(hindrance)) if progress.outcome == ActOutcome::NotSent => {
+            Step::Refuse(hindrance)
+        }
+        (Step::Act, Some(_)) => Step::Wait,
+        (Step::Act, None) if progress.acts >= MAX_ACTS => {
             Step::Fail("gave up after several attempts: the VM did not change state")
         }
-        other => other,
+        (step, _) => step,
+    }
+}
+
+/// Whether the hypervisor refuses the action because of this hindrance.
+const fn blocks(hindrance: Refusal, verb: Verb, hard: bool) -> bool {
+    match hindrance {
+        Refusal::ErrorState => matches!(verb, Verb::Reboot) && !hard,
+        Refusal::ResumeFirst => matches!(verb, Verb::ForceStop),
+        _ => true,
+    }
+}
+
+/// The actions that would not be sent to a VM in this state, with the reasons.
+pub(crate) fn refused(vm: VmState) -> Refused {
+    let not_begun = Progress {
+        outcome: ActOutcome::NotSent,
+        acts: 0,
+        since: Duration::ZERO,
+    };
+    let refused = VmAction::ALL.into_iter().filter_map(|action| {
+        let (verb, hard) = action.verb();
+        let reason = match next(verb, hard, vm, not_begun) {
+            Step::Act => return None,
+            Step::Refuse(reason) => reason,
+            Step::Done if verb == Verb::Start => Refusal::AlreadyRunning,
+            Step::Done => Refusal::AlreadyOff,
+            Step::Wait => Refusal::InTransition,
+            // The state machine takes these steps only after an action was sent.
+            Step::Fail(_) | Step::Unknown => Refusal::Unknown,
+        };
+        Some((action, reason))
+    });
+    refused.collect()
+}
+
+/// Describes the state of a VM in words for users.
+pub(crate) const fn describe_state(state: MachineState) -> &'static str {
+    match state {
+        MachineState::Running => "running",
+        MachineState::Starting => "starting",
+        MachineState::Paused => "paused",
+        MachineState::ShuttingDown => "shutting down",
+        MachineState::ShutOff => "off",
+        MachineState::Crashed => "crashed",
+        MachineState::Suspended => "suspended",
+        MachineState::Unknown => "in an unknown state",
     }
 }
 
@@ -116,12 +172,8 @@ const fn start(state: MachineState, outcome: ActOutcome) -> Step {
         // Start the VM again even if a start was accepted: a VM that was saved while it was paused is restored as
         // paused.
         (Is::ShutOff | Is::Paused | Is::Suspended, _) => Step::Act,
-        (Is::Crashed, _) => {
-            Step::Refuse("the VM has crashed and is preserved for inspection; force it off first")
-        }
-        (Is::Unknown, ActOutcome::NotSent) => {
-            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be started")
-        }
+        (Is::Crashed, _) => Step::Refuse(Refusal::Crashed),
+        (Is::Unknown, ActOutcome::NotSent) => Step::Refuse(Refusal::UnknownState),
     }
 }
 
@@ -131,13 +183,9 @@ fn stop(state: MachineState, progress: Progress) -> Step {
         (Is::ShutOff, _) => Step::Done,
         (Is::Running, ActOutcome::NotSent) => Step::Act,
         (Is::Running, _) if progress.since >= REPEAT_AFTER && progress.acts < MAX_ACTS => Step::Act,
-        (Is::Crashed, _) => Step::Refuse("the VM has crashed; force it off"),
-        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => {
-            Step::Refuse("a VM that does not run cannot react to a shutdown; start it first, or force it off")
-        }
-        (Is::Unknown, ActOutcome::NotSent) => {
-            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be stopped")
-        }
+        (Is::Crashed, _) => Step::Refuse(Refusal::Crashed),
+        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => Step::Refuse(Refusal::NotRunning),
+        (Is::Unknown, ActOutcome::NotSent) => Step::Refuse(Refusal::UnknownState),
         _ => Step::Wait,
     }
 }
@@ -151,12 +199,10 @@ const fn reboot(state: MachineState, outcome: ActOutcome) -> Step {
         (Is::ShutOff | Is::Crashed, ActOutcome::Accepted) => {
             Step::Fail("the VM shut off and did not come back")
         }
-        (Is::ShutOff, ActOutcome::NotSent) => Step::Refuse("the VM is off; start it"),
-        (Is::Crashed, ActOutcome::NotSent) => Step::Refuse("the VM has crashed; force it off, then start it"),
-        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => Step::Refuse("the VM does not run; start it"),
-        (Is::Unknown, ActOutcome::NotSent) => {
-            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be rebooted")
-        }
+        (Is::ShutOff, ActOutcome::NotSent) => Step::Refuse(Refusal::Off),
+        (Is::Crashed, ActOutcome::NotSent) => Step::Refuse(Refusal::Crashed),
+        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => Step::Refuse(Refusal::NotRunning),
+        (Is::Unknown, ActOutcome::NotSent) => Step::Refuse(Refusal::UnknownState),
         _ => Step::Wait,
     }
 }
@@ -241,7 +287,7 @@ mod tests {
             since: Duration::ZERO,
         };
         for turn in turns {
-            match next(verb, state, progress) {
+            match next(verb, false, state.into(), progress) {
                 Step::Act => {
                     progress.acts += 1;
                     progress.since = Duration::ZERO;
@@ -271,7 +317,7 @@ mod tests {
             state in prop::sample::select(STATES.to_vec()),
             progress in progress(),
         ) {
-            if next(verb, state, progress) == Step::Done {
+            if next(verb, false, state.into(), progress) == Step::Done {
                 let wanted = match verb {
                     Verb::Start | Verb::Reboot => MachineState::Running,
                     Verb::Stop | Verb::ForceStop | Verb::Unknown => MachineState::ShutOff,
@@ -308,10 +354,84 @@ mod tests {
 
         #[test]
         fn action_is_not_sent_if_vm_is_already_in_wanted_state(progress in progress()) {
-            prop_assert_eq!(next(Verb::Start, MachineState::Running, progress), Step::Done);
-            prop_assert_eq!(next(Verb::Stop, MachineState::ShutOff, progress), Step::Done);
-            prop_assert_eq!(next(Verb::ForceStop, MachineState::ShutOff, progress), Step::Done);
+            prop_assert_eq!(next(Verb::Start, false, MachineState::Running.into(), progress), Step::Done);
+            prop_assert_eq!(next(Verb::Stop, false, MachineState::ShutOff.into(), progress), Step::Done);
+            prop_assert_eq!(next(Verb::ForceStop, false, MachineState::ShutOff.into(), progress), Step::Done);
         }
+    }
+
+    /// Describes the refused actions, in the order start, stop, reboot, reset, `force_stop`; `-` stands for an allowed one.
+    fn described(vm: VmState) -> String {
+        let refused = refused(vm);
+        let reasons = VmAction::ALL.map(|action| match refused.get(&action) {
+            None => "-".to_owned(),
+            Some(reason) => serde_json::to_value(reason).unwrap().as_str().unwrap().to_owned(),
+        });
+        reasons.join(" ")
+    }
+
+    #[test]
+    fn every_state_has_a_reason_for_each_refused_action() {
+        for (state, expected) in [
+            ("running", "already_running - - - -"),
+            (
+                "starting",
+                "in_transition in_transition in_transition in_transition -",
+            ),
+            ("paused", "- not_running not_running not_running -"),
+            ("suspended", "- not_running not_running not_running -"),
+            (
+                "shutting_down",
+                "in_transition in_transition in_transition in_transition -",
+            ),
+            ("shut_off", "- already_off off off already_off"),
+            ("crashed", "crashed crashed crashed crashed -"),
+            (
+                "unknown",
+                "unknown_state unknown_state unknown_state unknown_state -",
+            ),
+        ] {
+            let state: MachineState = serde_json::from_value(state.into()).unwrap();
+            assert_eq!(described(state.into()), expected, "{state}");
+        }
+    }
+
+    #[test]
+    fn hindrance_refuses_actions_that_the_state_allows() {
+        let hindered = |state, hindrance| {
+            described(VmState {
+                state,
+                hindrance: Some(hindrance),
+            })
+        };
+        let (running, off) = (MachineState::Running, MachineState::ShutOff);
+        assert_eq!(
+            hindered(running, Refusal::Locked),
+            "already_running locked locked locked locked"
+        );
+        assert_eq!(
+            hindered(off, Refusal::HostDown),
+            "host_down already_off host_down host_down already_off"
+        );
+        assert_eq!(
+            hindered(running, Refusal::ErrorState),
+            "already_running - error_state - -"
+        );
+        assert_eq!(
+            hindered(MachineState::Paused, Refusal::ResumeFirst),
+            "- not_running not_running not_running resume_first"
+        );
+        // An action that was sent is not given up because the VM is locked afterwards.
+        let sent = Progress {
+            outcome: ActOutcome::Accepted,
+            acts: 1,
+            since: REPEAT_AFTER,
+        };
+        let locked = VmState {
+            state: running,
+            hindrance: Some(Refusal::Locked),
+        };
+        assert_eq!(next(Verb::Stop, false, locked, sent), Step::Wait);
     }
 
     #[test]
@@ -322,7 +442,7 @@ mod tests {
             since: Duration::ZERO,
         };
         for state in STATES {
-            assert_eq!(next(Verb::Reboot, state, unclear), Step::Unknown);
+            assert_eq!(next(Verb::Reboot, false, state.into(), unclear), Step::Unknown);
         }
     }
 
@@ -333,7 +453,7 @@ mod tests {
             acts,
             since,
         };
-        let running = |progress| next(Verb::Stop, MachineState::Running, progress);
+        let running = |progress| next(Verb::Stop, false, MachineState::Running.into(), progress);
         assert_eq!(running(outcome(REPEAT_AFTER / 2, 1)), Step::Wait);
         assert_eq!(running(outcome(REPEAT_AFTER, 1)), Step::Act);
         assert_eq!(running(outcome(REPEAT_AFTER, MAX_ACTS)), Step::Wait);
@@ -347,7 +467,7 @@ mod tests {
             since: Duration::ZERO,
         };
         assert!(matches!(
-            next(Verb::Start, MachineState::ShutOff, accepted),
+            next(Verb::Start, false, MachineState::ShutOff.into(), accepted),
             Step::Fail(_)
         ));
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use vmwatch_api::enrollment::{AGENT_BUCKET, AgentRecord, Enrolled};
 use vmwatch_service::config::UTC_OFFSET;
 
-use crate::Stack;
+use crate::{Secrets, Stack};
 
 /// The id of the join token in all records. There is no such token.
 const JOIN_TOKEN: &str = "0123456789abcdef";
@@ -44,7 +44,7 @@ impl Stack {
     /// Enrols an agent of this VM, and returns the folder with its identity, as `vmwatch-agent enroll` writes it.
     pub async fn identity_of(&self, vm: &str) -> PathBuf {
         let (key, folder) = (self.enrol(vm).await, self.folder().join(format!("identity-{vm}")));
-        let ca_file = self.nats.secrets().and_then(|secrets| secrets.ca_file());
+        let ca_file = self.nats.secrets().and_then(Secrets::ca_file);
         let answer = Enrolled {
             instance_id: vm.parse().expect("the instance id is valid"),
             nats_urls: vec![self.nats.url().to_owned()],

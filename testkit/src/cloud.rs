@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
+    hash::{BuildHasher, RandomState},
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
@@ -54,6 +55,10 @@ struct Server {
     name: String,
     status: String,
     task: Option<String>,
+    /// The number that Nova reports for the state of the guest on its host.
+    power: i64,
+    /// What Nova reports of the host; `None` if the user is not an administrator.
+    host: Option<String>,
     locked: bool,
     fault: Option<String>,
     last_failure: Option<String>,
@@ -67,12 +72,24 @@ impl Server {
             name: format!("name of {id}"),
             status: status.to_owned(),
             task: None,
+            power: usual_power(status),
+            host: None,
             locked: false,
             fault: None,
             last_failure: None,
             metadata: BTreeMap::new(),
             tags: Vec::new(),
         }
+    }
+}
+
+/// The state of the guest that belongs to this status: 0 (none), 1 (running), 3 (paused) or 4 (shut down).
+fn usual_power(status: &str) -> i64 {
+    match status {
+        "SHUTOFF" | "SUSPENDED" | "SHELVED" | "SHELVED_OFFLOADED" => 4,
+        "PAUSED" => 3,
+        "ERROR" | "BUILD" => 0,
+        _ => 1,
     }
 }
 
@@ -84,6 +101,12 @@ struct Inner {
     /// Number of requested lists of servers.
     lists: usize,
     page_size: usize,
+    /// Regions in the catalogue, each with the path of Nova.
+    regions: Vec<(String, String)>,
+    /// Time until a list of servers is answered.
+    list_delay: Duration,
+    /// Maximum of the random time until a state or an action is answered.
+    jitter: Duration,
     obedience: Obedience,
     /// The received actions: server, action, and status of the answer.
     commands: Vec<(String, String, u16)>,
@@ -123,6 +146,9 @@ impl Cloud {
                 logins: 0,
                 lists: 0,
                 page_size: 1000,
+                regions: vec![("here".to_owned(), "/compute/v2.1".to_owned())],
+                list_delay: Duration::ZERO,
+                jitter: Duration::ZERO,
                 obedience: Obedience::AtOnce,
                 commands: Vec::new(),
                 instead: None,
@@ -175,7 +201,41 @@ impl Cloud {
         let mut inner = self.lock();
         let server = inner.servers.get_mut(id).unwrap();
         status.clone_into(&mut server.status);
+        server.power = usual_power(status);
         server.task = None;
+    }
+
+    /// Returns the status of a server.
+    pub fn status(&self, id: &str) -> String {
+        self.lock().servers[id].status.clone()
+    }
+
+    /// Sets the state of the guest that the host of a server reports, as Nova's number.
+    pub fn power(&self, id: &str, power: i64) {
+        self.lock().servers.get_mut(id).unwrap().power = power;
+    }
+
+    /// Sets what Nova reports to administrators of the host of a server.
+    pub fn host(&self, id: &str, status: &str) {
+        self.lock().servers.get_mut(id).unwrap().host = Some(status.to_owned());
+    }
+
+    /// Sets the regions in the catalogue, each with the path of Nova.
+    pub fn regions(&self, regions: &[(&str, &str)]) {
+        let regions = regions.iter();
+        self.lock().regions = regions
+            .map(|&(name, path)| (name.to_owned(), path.to_owned()))
+            .collect();
+    }
+
+    /// Sets the time until each page of a list of servers is answered.
+    pub fn delay_lists(&self, delay: Duration) {
+        self.lock().list_delay = delay;
+    }
+
+    /// Delays each answer about a state, and each action before and after its effect, by a random time up to this one.
+    pub fn jitter(&self, most: Duration) {
+        self.lock().jitter = most;
     }
 
     /// Sets the metadata and the tags of a server.
@@ -315,6 +375,16 @@ impl Cloud {
     }
 
     async fn pass(&self, at: At) {
+        let delay = {
+            let inner = self.lock();
+            match at {
+                At::List => inner.list_delay,
+                At::Read | At::Arrived | At::Done => inner.jitter.mul_f64(random()),
+            }
+        };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         let mut holds = self.holds.subscribe();
         if holds.borrow_and_update().at.contains(&at) {
             *self.lock().held.entry(at).or_default() += 1;
@@ -339,6 +409,12 @@ impl Cloud {
         let token = headers.get("x-auth-token").and_then(|token| token.to_str().ok());
         token.is_some_and(|token| self.lock().tokens.contains(token))
     }
+}
+
+/// A random number from 0 to 1.
+fn random() -> f64 {
+    let bits = RandomState::new().hash_one(()) >> 32;
+    f64::from(u32::try_from(bits).unwrap()) / f64::from(u32::MAX)
 }
 
 /// A request that the fake cloud holds back. If it is dropped before it continues, its connection has ended, and it is

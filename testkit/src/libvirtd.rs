@@ -133,6 +133,11 @@ impl Libvirtd {
         self.virsh(&["define", &file.display().to_string()]);
     }
 
+    /// The home folder of libvirtd and its guests, which they can read.
+    pub fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
     /// Runs `virsh` and returns its output; panics if the command fails.
     pub fn virsh(&self, args: &[&str]) -> String {
         self.try_virsh(args)

@@ -8,10 +8,10 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use testkit::{ADMIN, Nats, PATIENCE, Program, SETUP_USER, Stack, eventually};
 use vmwatch_api::{
-    Principal, Role, Scope, Service,
+    InstanceId, Principal, Role, Scope, Service,
     audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
     auth::{Credentials, Login},
-    lifecycle::{Start, Target},
+    lifecycle::{ActionTarget, Start},
     time::unix_millis,
     users::{UserRef, UsersRemove},
 };
@@ -356,9 +356,7 @@ async fn refused_requests_of_one_user_make_a_bounded_number_of_audit_records() {
         })
     };
     for _ in 0..150 {
-        let target = Target {
-            instance_id: "vm-1".parse().unwrap(),
-        };
+        let target = ActionTarget::from("vm-1".parse::<InstanceId>().unwrap());
         stack
             .bus
             .call::<Start>(&context("eve"), &target)
@@ -370,9 +368,7 @@ async fn refused_requests_of_one_user_make_a_bounded_number_of_audit_records() {
         let refused = stack.bus.call::<UsersRemove>(&context("eve"), &name).await;
         refused.unwrap_err();
     }
-    let target = Target {
-        instance_id: "vm-1".parse().unwrap(),
-    };
+    let target = ActionTarget::from("vm-1".parse::<InstanceId>().unwrap());
     stack
         .bus
         .call::<Start>(&context("bob"), &target)

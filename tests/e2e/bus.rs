@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     InstanceId, Principal, Role, Scope, Service,
-    lifecycle::{Machine, MachineState, Target},
+    lifecycle::{Machine, MachineState},
     metrics::{Latest, Limit, RowPage, Rows, VmLatest},
 };
 use vmwatch_bus::{
@@ -63,10 +63,8 @@ fn latest(instance: &str) -> Latest {
     }
 }
 
-fn target(instance: &str) -> Target {
-    Target {
-        instance_id: instance.parse().unwrap(),
-    }
+fn target<T: From<InstanceId>>(instance: &str) -> T {
+    instance.parse::<InstanceId>().unwrap().into()
 }
 
 fn rows_of(instance: &InstanceId) -> RowPage {
@@ -74,12 +72,14 @@ fn rows_of(instance: &InstanceId) -> RowPage {
     RowPage::whole(Rows::from_json(rows.to_string()).unwrap())
 }
 
-fn running(target: Target) -> Machine {
+fn running(instance_id: InstanceId) -> Machine {
     Machine {
-        instance_id: target.instance_id,
+        instance_id,
         state: MachineState::Running,
         name: None,
         hypervisor: None,
+        allowed_actions: Vec::new(),
+        refused_actions: [].into(),
     }
 }
 

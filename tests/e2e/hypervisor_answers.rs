@@ -16,7 +16,7 @@ use vmwatch_api::{
 };
 
 use crate::{
-    history_support::{self, SECOND, call, publish, sample, stored},
+    history_support::{self, SECOND, call, call_in, publish, sample, stored},
     hypervisor_samples::{measured, publish_measured, rolled_up},
     python_repr::Python,
     rest::client::{self, Api, rfc3339},
@@ -127,11 +127,13 @@ async fn documented_rows_are_those_of_the_hypervisor_only_without_rows_of_an_age
     assert_eq!(documented(&stack, &session, "unknown").await, [""; 0]);
 }
 
-async fn get(stack: &Stack, id: &str) -> ListedVm {
+/// Reads a VM. Until its first sample is stored, the answer is a fault.
+async fn get(stack: &Stack, id: &str) -> Result<ListedVm, String> {
     let target = Target {
         instance_id: id.parse().unwrap(),
     };
-    call::<Get>(stack, &target).await.vm
+    let reply = call_in::<Get>(stack, Scope::All, &target).await;
+    reply.map(|detail| detail.vm).map_err(|fault| fault.to_string())
 }
 
 /// Every replica lists what a hypervisor measured, also after a restart, as long as it is recent.
@@ -150,7 +152,7 @@ async fn list_has_the_newest_sample_of_the_hypervisor_in_every_replica() {
     let is_listed = async |vm: &str, agent: Agent, of_agent: Option<f64>, peak: f64| {
         eventually("all replicas list the samples", PATIENCE, async || {
             for _ in 0..20 {
-                let vm = get(&stack, vm).await;
+                let vm = get(&stack, vm).await?;
                 let measured = vm.hypervisor_sample.map(|sample| (sample.at_ms, sample.values));
                 let is_right = vm.agent == Some(agent)
                     && vm.sample.and_then(|sample| sample.values.cpu_util) == of_agent
@@ -196,7 +198,7 @@ async fn list_has_the_newest_sample_of_the_hypervisor_in_every_replica() {
         PATIENCE,
         async || {
             for _ in 0..20 {
-                let vm = get(&stack, "alone").await;
+                let vm = get(&stack, "alone").await?;
                 if vm.hypervisor_sample.is_some() || vm.cpu_sparkline.iter().any(Option::is_some) {
                     return Err(format!("{vm:?}"));
                 }
@@ -226,6 +228,44 @@ async fn events(stack: &Stack, count: usize) -> Vec<(InstanceId, Option<f64>)> {
         },
     );
     tokio::time::timeout(PATIENCE, read.collect()).await.unwrap()
+}
+
+/// Exports the rows that the hypervisor measured of the VM `alone`, as JSON Lines and as CSV.
+async fn exports_rows(api: &Api, range: &str) {
+    let rows = api.get(&format!("/vms/alone/rows?kind=hypervisor&{range}")).await;
+    let lines: Vec<Value> = rows
+        .body
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{rows:?}");
+    assert_eq!(
+        (&lines[0]["cpu_util"], &lines[0]["cores"], &lines[0]["hypervisor"]),
+        (&Value::Null, &json!(4), &json!("lab")),
+        "values that the hypervisor does not know are null"
+    );
+    assert_eq!(
+        (&lines[1]["cpu_util"], &lines[1]["mem"]),
+        (&json!(2.5), &Value::Null)
+    );
+    let csv = api
+        .get(&format!("/vms/alone/rows?kind=hypervisor&format=csv&{range}"))
+        .await
+        .body;
+    let mut lines = csv.split("\r\n");
+    assert_eq!(lines.next(), Some(HYPERVISOR_ROW_KEYS.join(",").as_str()));
+    let [first, second] = [lines.next().unwrap(), lines.next().unwrap()];
+    assert!(
+        first.starts_with(",,,,alone,,,") && first.ends_with(",4,,lab"),
+        "{csv}"
+    );
+    assert!(
+        second.starts_with("7.5,17.5,,12.5,alone,2.5,1.25,") && second.ends_with(",4,0.25,lab"),
+        "{csv}"
+    );
+    api.get(&format!("/vms/alone/rows?kind=hypervisor&name=a&{range}"))
+        .await
+        .problem(422, "contradictory");
 }
 
 #[tokio::test]
@@ -298,40 +338,7 @@ async fn rest_api_answers_what_the_hypervisor_measured() {
         .await
         .problem(400, "invalid");
 
-    let rows = api.get(&format!("/vms/alone/rows?kind=hypervisor&{range}")).await;
-    let lines: Vec<Value> = rows
-        .body
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(lines.len(), 2, "{rows:?}");
-    assert_eq!(
-        (&lines[0]["cpu_util"], &lines[0]["cores"], &lines[0]["hypervisor"]),
-        (&Value::Null, &json!(4), &json!("lab")),
-        "values that the hypervisor does not know are null"
-    );
-    assert_eq!(
-        (&lines[1]["cpu_util"], &lines[1]["mem"]),
-        (&json!(2.5), &Value::Null)
-    );
-    let csv = api
-        .get(&format!("/vms/alone/rows?kind=hypervisor&format=csv&{range}"))
-        .await
-        .body;
-    let mut lines = csv.split("\r\n");
-    assert_eq!(lines.next(), Some(HYPERVISOR_ROW_KEYS.join(",").as_str()));
-    let [first, second] = [lines.next().unwrap(), lines.next().unwrap()];
-    assert!(
-        first.starts_with(",,,,alone,,,") && first.ends_with(",4,,lab"),
-        "{csv}"
-    );
-    assert!(
-        second.starts_with("7.5,17.5,,12.5,alone,2.5,1.25,") && second.ends_with(",4,0.25,lab"),
-        "{csv}"
-    );
-    api.get(&format!("/vms/alone/rows?kind=hypervisor&name=a&{range}"))
-        .await
-        .problem(422, "contradictory");
+    exports_rows(&api, &range).await;
 
     // A VM outside the scope is like one that was never measured.
     let mine = Scope::Only(vec!["mine".parse::<InstanceId>().unwrap()]);

@@ -296,7 +296,10 @@ async fn message_of_an_agent_never_becomes_a_row_of_a_hypervisor() {
     })
     .await;
     for (subject, reason) in [
-        (of_agent("a"), "the message is not a sample: missing field"),
+        (
+            of_agent("a"),
+            "the sample has neither a row of the VM nor rows of processes",
+        ),
         (
             of_agent("b"),
             "the message is not a sample: the block is corrupt: it has rows of another kind",

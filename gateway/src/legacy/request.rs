@@ -135,6 +135,8 @@ impl<'a> Body<'a> {
                 .map(|(key, value)| (Cow::Owned(key), Cow::Borrowed(value)))
                 .collect(),
         };
+        // Not part of the documented API: there, a start of a VM that two hypervisors have fails.
+        data.remove("hypervisor");
         data.insert(Cow::Borrowed("limit"), encoded(&limit)?);
         if let Some(id) = data.get("instance_id").and_then(|sent| text(sent)) {
             // Remove the `;` at the end of instance ids, which some samples in the API document contain.
@@ -253,6 +255,10 @@ mod tests {
         );
         let inside = r#"{"data":{"proc_name":"a","limit":9}}"#;
         assert_eq!(params(inside).unwrap(), r#"{"limit":10,"proc_name":"a"}"#);
+        assert_eq!(
+            params(r#"{"data":{"instance_id":"a","hypervisor":"lab"}}"#).unwrap(),
+            r#"{"instance_id":"a","limit":10}"#
+        );
         assert_eq!(
             params(r#"{"proc_name":null,"data":{"proc_name":null}}"#).unwrap(),
             r#"{"limit":10}"#

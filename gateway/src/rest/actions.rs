@@ -18,8 +18,8 @@ use utoipa::ToSchema;
 use vmwatch_api::{
     InstanceId, Kind, Method, MethodInfo,
     lifecycle::{
-        self, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot, RebootTarget,
-        Start, Stop, Target,
+        self, ActionTarget, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot,
+        RebootTarget, Start, Stop,
     },
     wire::{Fault, FaultKind},
 };
@@ -28,7 +28,7 @@ use vmwatch_bus::{Context, limits::Permit, random_id};
 use super::{
     PATH,
     caller::Caller,
-    extract::{Json, NoParameters, Number, Path, Query},
+    extract::{Json, NoParameters, Number, Path, Query, Text},
     operations::{Action, Operation},
     problem::Problem,
 };
@@ -73,6 +73,9 @@ impl FromRequestParts<Arc<Gateway>> for IdempotencyKey {
 pub(super) struct Command {
     /// Action to carry out on the VM.
     action: Action,
+    /// Name of the hypervisor that is to carry out the action. Required if several hypervisors have the VM.
+    #[schema(inline)]
+    hypervisor: Option<Text<128>>,
 }
 
 /// Act on a VM
@@ -101,9 +104,13 @@ pub(super) async fn act(
     Path(instance_id): Path<InstanceId>,
     IdempotencyKey(key): IdempotencyKey,
     Query(NoParameters {}): Query<NoParameters>,
-    Json(Command { action }): Json<Command>,
+    Json(Command { action, hypervisor }): Json<Command>,
 ) -> Result<Response, Problem> {
-    let given = SubmittedAction::new(&gateway, &caller, instance_id, action, &key);
+    let target = ActionTarget {
+        instance_id,
+        hypervisor: hypervisor.map(Text::into_inner),
+    };
+    let given = SubmittedAction::new(&gateway, &caller, target, action, &key);
     let operation = Operation::from(given.begin().await?);
     let location = format!("{PATH}/operations/{}", operation.id);
     let mut response = (StatusCode::ACCEPTED, axum::Json(operation)).into_response();
@@ -200,8 +207,13 @@ pub(super) async fn act_on_several(
                 .enter_until(&info, &caller.principal().user, until);
             let outcome = match turn.await {
                 Ok(permit) => {
-                    let given =
-                        SubmittedAction::new(gateway, caller, instance_id.clone(), command.action, key);
+                    let given = SubmittedAction::new(
+                        gateway,
+                        caller,
+                        instance_id.clone().into(),
+                        command.action,
+                        key,
+                    );
                     given.wait_for_end(permit).await
                 }
                 Err(_) => Err(Fault::new(
@@ -251,7 +263,7 @@ struct SubmittedAction<'a> {
     gateway: &'a Arc<Gateway>,
     caller: &'a Caller,
     context: Context,
-    instance_id: InstanceId,
+    target: ActionTarget,
     action: Action,
     record: OperationRef,
 }
@@ -260,19 +272,19 @@ impl<'a> SubmittedAction<'a> {
     fn new(
         gateway: &'a Arc<Gateway>,
         caller: &'a Caller,
-        instance_id: InstanceId,
+        target: ActionTarget,
         action: Action,
         key: &str,
     ) -> Self {
         let mut context = caller.context(gateway, Kind::Command);
         context.idempotency_key = Some(key.to_owned());
-        let operation_id =
-            OperationId::from_idempotency_key(&caller.principal().user, &instance_id, &method(action), key);
+        let (user, id) = (&caller.principal().user, &target.instance_id);
+        let operation_id = OperationId::from_idempotency_key(user, id, &method(action), key);
         Self {
             gateway,
             caller,
             context,
-            instance_id,
+            target,
             action,
             record: OperationRef { operation_id },
         }
@@ -283,10 +295,9 @@ impl<'a> SubmittedAction<'a> {
         let info = method(self.action);
         let permit = self.gateway.admission.enter(&info, &self.context).await?;
         let (gateway, context) = (Arc::clone(self.gateway), self.context.clone());
-        let (instance_id, action) = (self.instance_id.clone(), self.action);
+        let (target, action) = (self.target.clone(), self.action);
         // The task continues after the HTTP request was answered or cancelled.
-        let mut call =
-            tokio::spawn(async move { send(&gateway, &context, instance_id, action, permit).await });
+        let mut call = tokio::spawn(async move { send(&gateway, &context, target, action, permit).await });
         let given_at = Instant::now();
         let mut pause = LOOK;
         loop {
@@ -309,8 +320,8 @@ impl<'a> SubmittedAction<'a> {
 
     /// Sends the action to lifecycle-svc and waits until the operation has ended.
     async fn wait_for_end(self, permit: Permit) -> Result<lifecycle::Operation, Fault> {
-        let instance_id = self.instance_id.clone();
-        let ended = send(self.gateway, &self.context, instance_id, self.action, permit).await;
+        let target = self.target.clone();
+        let ended = send(self.gateway, &self.context, target, self.action, permit).await;
         self.ended(ended).await
     }
 
@@ -326,9 +337,9 @@ impl<'a> SubmittedAction<'a> {
     }
 
     /// Whether the record is of this action. It is of a different one if the client used the same idempotency key for
-    /// another action before.
+    /// another action or hypervisor before.
     fn is_ours(&self, record: &lifecycle::Operation) -> bool {
-        record.hard == self.action.verb().1
+        record.hard == self.action.verb().1 && record.requested_hypervisor == self.target.hypervisor
     }
 
     async fn read_operation(&self) -> Result<lifecycle::Operation, Fault> {
@@ -359,12 +370,11 @@ const fn method(action: Action) -> MethodInfo {
 async fn send(
     gateway: &Gateway,
     context: &Context,
-    instance_id: InstanceId,
+    target: ActionTarget,
     action: Action,
     _permit: Permit,
 ) -> Result<(), Fault> {
     let bus = &gateway.bus;
-    let target = Target { instance_id };
     match action {
         Action::Start => bus.call::<Start>(context, &target).await,
         Action::Stop => bus.call::<Stop>(context, &target).await,
@@ -373,6 +383,7 @@ async fn send(
             let target = RebootTarget {
                 instance_id: target.instance_id,
                 hard: action.verb().1,
+                hypervisor: target.hypervisor,
             };
             bus.call::<Reboot>(context, &target).await
         }

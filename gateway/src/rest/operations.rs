@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId,
+    actions::{self, Refusal, Refused, VmAction},
     lifecycle::{
         self, MachineState, OperationFilter, OperationId, OperationPosition, OperationRef, OperationState,
         OperationsGet, OperationsList, Verb,
@@ -39,7 +40,45 @@ pub(super) enum Action {
     ForceStop,
 }
 
+/// An action that is not allowed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RefusedAction {
+    /// The action.
+    action: Action,
+    /// Machine-readable reason. More values may be added.
+    code: Refusal,
+    /// Description of the reason for users.
+    detail: String,
+}
+
+impl RefusedAction {
+    /// The refused actions that this gateway knows.
+    pub(super) fn list(refused: &Refused) -> Vec<Self> {
+        let known = refused.iter().filter_map(|(action, reason)| {
+            Some(Self {
+                action: Action::known(*action)?,
+                code: *reason,
+                detail: reason.text().to_owned(),
+            })
+        });
+        known.collect()
+    }
+}
+
 impl Action {
+    /// The actions that are allowed, given those that are not.
+    pub(super) fn allowed(refused: &Refused) -> Vec<Self> {
+        actions::allowed(refused)
+            .into_iter()
+            .filter_map(Self::known)
+            .collect()
+    }
+
+    const fn known(action: VmAction) -> Option<Self> {
+        let (verb, hard) = action.verb();
+        Self::of(verb, hard)
+    }
+
     /// Converts a verb on the bus to the action of the REST API; `None` for a verb that only newer versions know.
     const fn of(verb: Verb, hard: bool) -> Option<Self> {
         match (verb, hard) {

@@ -23,6 +23,7 @@ use super::{
     caller::Caller,
     extract::{NoParameters, PageLimit, Path, Query, Text, known, page_limit},
     measures::values_schema,
+    operations::{Action, RefusedAction},
     problem::Problem,
     time::Timestamp,
 };
@@ -41,6 +42,19 @@ pub(super) struct Sample {
     restricted: Option<Restriction>,
 }
 
+/// A VM on one of several hypervisors that have it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct VmCopy {
+    /// Name of the hypervisor.
+    hypervisor: String,
+    /// State of the VM on this hypervisor.
+    state: MachineState,
+    /// Actions that are allowed if the request names this hypervisor.
+    allowed_actions: Vec<Action>,
+    /// The other actions, and why they are not allowed.
+    refused_actions: Vec<RefusedAction>,
+}
+
 /// A VM: its state on the hypervisor and the latest sample of its agent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Vm {
@@ -52,11 +66,18 @@ pub(super) struct Vm {
     /// Name of the hypervisor that has the VM; null if no hypervisor is known to have it.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// Names of other hypervisors that have a VM with this id. While there are any, actions on the VM are refused.
+    /// Names of other hypervisors that have a VM with this id. While there are any, an action must name its hypervisor.
     also_on: Vec<String>,
+    /// The VM on each hypervisor that has it, if several have it; usually empty.
+    copies: Vec<VmCopy>,
     /// State of the VM that its hypervisor last reported; null if no state is known.
     #[schema(required)]
     state: Option<MachineState>,
+    /// Actions that the state of the VM allows.
+    allowed_actions: Vec<Action>,
+    /// The other actions, and why they are not allowed. By the last list of the hypervisor: the service checks the state
+    /// again before it carries out an action.
+    refused_actions: Vec<RefusedAction>,
     /// Labels of the VM: those of its hypervisor, whose keys begin with `hv/`, and those that operators have set.
     labels: BTreeMap<String, String>,
     /// Whether the VM's agent reports samples; null if unknown.
@@ -336,6 +357,17 @@ fn known_faults(mut faults: Vec<AgentFault>) -> Vec<AgentFault> {
     faults
 }
 
+impl From<vms::CopyOnHypervisor> for VmCopy {
+    fn from(copy: vms::CopyOnHypervisor) -> Self {
+        Self {
+            hypervisor: copy.hypervisor,
+            state: copy.state,
+            allowed_actions: Action::allowed(&copy.refused),
+            refused_actions: RefusedAction::list(&copy.refused),
+        }
+    }
+}
+
 impl From<ListedVm> for Vm {
     fn from(vm: ListedVm) -> Self {
         Self {
@@ -343,7 +375,10 @@ impl From<ListedVm> for Vm {
             name: vm.name,
             hypervisor: vm.hypervisor,
             also_on: vm.also_on,
+            copies: vm.copies.into_iter().map(VmCopy::from).collect(),
             state: vm.state,
+            allowed_actions: Action::allowed(&vm.refused),
+            refused_actions: RefusedAction::list(&vm.refused),
             labels: vm.labels,
             agent: vm.agent,
             last_report_at: vm.last_report_ms.map(Timestamp::of_ms),

@@ -162,7 +162,7 @@ async function showsYear(page) {
   await page.locator(`tr[data-vm="${busiest}"] a`).click();
   await page.locator('[data-chart="cpu"] canvas').waitFor();
   await page.route("**/samples?**", (route) => route.continue());
-  const answered = page.waitForResponse((response) => response.url().includes("/samples?"));
+  const answered = page.waitForResponse((response) => /\/samples\?.*source=agent/.test(response.url()));
   const began = Date.now();
   await page.getByRole("button", { name: "1 year" }).click();
   const buckets = (await (await answered).json()).buckets.length;

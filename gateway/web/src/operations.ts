@@ -39,12 +39,15 @@ export function followOperations(): () => void {
   return onEvent("operation", remember);
 }
 
-/** Submits an operation and follows it to its end, even if the user leaves the view. */
-export async function act(instance: string, action: Action): Promise<void> {
+/**
+ * Submits an operation and follows it to its end, even if the user leaves the view. Without a hypervisor, the only one that
+ * has the VM carries it out.
+ */
+export async function act(instance: string, action: Action, hypervisor?: string): Promise<void> {
   const operation = await ask(
     api.POST("/api/v1/vms/{instance_id}/actions", {
       params: { path: { instance_id: instance }, header: { "Idempotency-Key": crypto.randomUUID?.() ?? randomKey() } },
-      body: { action },
+      body: { action, ...(hypervisor !== undefined && { hypervisor }) },
     }),
   );
   remember(operation);

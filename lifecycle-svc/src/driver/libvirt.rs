@@ -7,6 +7,7 @@
 mod connection;
 mod labels;
 mod list;
+mod states;
 mod threads;
 
 use std::sync::Arc;
@@ -26,8 +27,9 @@ use vmwatch_api::{InstanceId, lifecycle::MachineState};
 use self::{
     connection::{CallError, Shared},
     labels::LabelReads,
+    states::{reason_of, state_of},
 };
-use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
+use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, VmState, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
 /// Driver for one libvirt connection.
@@ -101,6 +103,12 @@ impl Libvirt {
             .await
     }
 
+    /// Whether the VM was saved to disk, from where a start restores it.
+    async fn is_saved(&self, id: &InstanceId) -> bool {
+        let saved = self.with_domain(id, |domain| domain.has_managed_save(0)).await;
+        saved.unwrap_or(false)
+    }
+
     /// Performs an action on a VM, unless its fence has closed by the time that the call gets a thread.
     async fn act(
         &self,
@@ -126,8 +134,8 @@ impl Driver for Libvirt {
         self.call(|connect| connect.get_lib_version().map(drop)).await
     }
 
-    async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
-        self.with_domain(id, state_of).await
+    async fn state(&self, id: &InstanceId) -> Result<VmState, DriverError> {
+        Ok(self.with_domain(id, state_of).await?.into())
     }
 
     async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
@@ -136,12 +144,21 @@ impl Driver for Libvirt {
     }
 
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
-        self.act(id, fence, |domain, state| match state {
+        let starting = self.act(id, fence, |domain, state| match state {
             MachineState::Paused => domain.resume().map(drop),
             MachineState::Suspended => domain.pm_wakeup(0).map(drop),
             _ => domain.create().map(drop),
-        })
-        .await
+        });
+        match starting.await {
+            Err(DriverError::Conflict(message) | DriverError::Rejected(message))
+                if self.is_saved(id).await =>
+            {
+                Err(DriverError::Rejected(one_line(&format!(
+                    "the VM was not restored from its saved state; correct the cause, or discard the state with virsh managedsave-remove, which loses the guest's memory: {message}"
+                ))))
+            }
+            started => started,
+        }
     }
 
     async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
@@ -192,36 +209,6 @@ fn uuid_of(id: &InstanceId) -> Option<Uuid> {
         .filter(|uuid| uuid.hyphenated().to_string().eq_ignore_ascii_case(id.as_str()))
 }
 
-fn state_of(domain: &Domain) -> Result<MachineState, Error> {
-    let (state, reason) = domain.get_state()?;
-    let starting_up = u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP);
-    Ok(match state {
-        sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => MachineState::Running,
-        sys::VIR_DOMAIN_PAUSED if starting_up => MachineState::Starting,
-        sys::VIR_DOMAIN_PAUSED => MachineState::Paused,
-        sys::VIR_DOMAIN_SHUTDOWN => MachineState::ShuttingDown,
-        sys::VIR_DOMAIN_SHUTOFF => MachineState::ShutOff,
-        sys::VIR_DOMAIN_CRASHED => MachineState::Crashed,
-        sys::VIR_DOMAIN_PMSUSPENDED => MachineState::Suspended,
-        _ => MachineState::Unknown,
-    })
-}
-
-/// libvirt's reason for the state of a VM, if it matters to users.
-fn reason_of((state, reason): (sys::virDomainState, i32)) -> Option<String> {
-    let words = match (state, u32::try_from(reason).ok()?) {
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_CRASHED)
-        | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => "the VM crashed",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_FAILED) => "the VM failed to start",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN) => "the guest shut down",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => "the VM's power was cut",
-        (sys::VIR_DOMAIN_CRASHED, sys::VIR_DOMAIN_CRASHED_PANICKED) => "the guest's kernel panicked",
-        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => "the VM was paused by a disk error",
-        _ => return None,
-    };
-    Some(words.to_owned())
-}
-
 impl From<CallError> for DriverError {
     fn from(error: CallError) -> Self {
         match error {
@@ -263,7 +250,7 @@ mod tests {
     async fn action_that_waited_for_permit_is_not_sent_after_deadline() {
         let libvirt = Libvirt::new("test:///default".to_owned(), LIMITS);
         let id = libvirt.list().await.unwrap()[0].id.clone();
-        assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
+        assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running.into()));
         for verb in 0..4 {
             let (release, released) = mpsc::channel::<()>();
             let deadline_ms = unix_millis() + 50;
@@ -283,11 +270,11 @@ mod tests {
             let (hung, acted, ()) = tokio::join!(hanging, acting, passing);
             assert_eq!(hung, Ok(()));
             assert_eq!(acted, Err(DriverError::NotBegun("the deadline has passed")));
-            assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
+            assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running.into()));
         }
         let open = Fence::until(u64::MAX);
         assert_eq!(libvirt.destroy(&id, &open).await, Ok(()));
-        assert_eq!(libvirt.state(&id).await, Ok(MachineState::ShutOff));
+        assert_eq!(libvirt.state(&id).await, Ok(MachineState::ShutOff.into()));
     }
 
     /// If reading the counters shared a permit with actions or lists, it would wait here, and would delay these.

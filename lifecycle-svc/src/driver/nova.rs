@@ -16,10 +16,10 @@ use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout, timeout_at},
 };
-use vmwatch_api::{InstanceId, lifecycle::MachineState};
+use vmwatch_api::InstanceId;
 
 pub(crate) use self::{http::TlsError, settings::NovaSettings};
 use self::{
@@ -27,17 +27,21 @@ use self::{
     identity::Identity,
     server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, labels_of, state_of},
 };
-use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
+use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, VmState, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
 /// First version of Nova's API that shows the reason of a failed action to users other than administrators.
 const VERSION_WITH_DETAILS: &str = "compute 2.84";
-/// First version of Nova's API in which lists of servers contain tags: that of OpenStack Newton (2016).
-const VERSION_WITH_TAGS: &str = "compute 2.26";
+/// Version of Nova's API for reading servers, that of OpenStack Newton (2016). Servers have `host_status` since 2.16 and
+/// tags since 2.26.
+const VERSION_OF_SERVERS: &str = "compute 2.26";
 /// Default of Nova's maximum page size.
 const PAGE_SIZE: usize = 1000;
+/// Maximum size of an answer. A server has about 3 KiB, but may have much more metadata.
+const MAX_ANSWER: usize = 8 << 20;
+const MAX_PAGE: usize = 32 << 20;
 
 /// Driver for one OpenStack cloud.
 #[derive(Debug)]
@@ -66,19 +70,8 @@ impl Nova {
 
     /// Runs several requests to Nova as one driver call, within the limits of one call.
     async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
-        self.with_permit(&self.permits, work).await
-    }
-
-    async fn with_permit<T>(
-        &self,
-        permits: &Semaphore,
-        work: impl Future<Output = Result<T, DriverError>>,
-    ) -> Result<T, DriverError> {
         let end = Instant::now() + self.limits.timeout;
-        let _permit = timeout_at(end, permits.acquire())
-            .await
-            .map_err(|_| NO_PERMIT)?
-            .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
+        let _permit = permit_until(end, &self.permits).await?;
         timeout_at(end, work).await.map_err(|_| DriverError::Timeout)?
     }
 
@@ -88,23 +81,34 @@ impl Nova {
         &self,
         build: impl Fn(&identity::Session) -> Result<Request<Full<bytes::Bytes>>, DriverError>,
         may_begin: impl Fn() -> Result<(), DriverError>,
+        max_answer: usize,
     ) -> Result<Answer, DriverError> {
         let session = self.identity.session(&self.http).await?;
         may_begin()?;
-        let answer = self.http.send(build(&session)?).await?;
+        let answer = self.http.send(build(&session)?, max_answer).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             return check_status(answer);
         }
         self.identity.forget(&session).await;
         let session = self.identity.session(&self.http).await?;
         may_begin()?;
-        check_status(self.http.send(build(&session)?).await?)
+        check_status(self.http.send(build(&session)?, max_answer).await?)
     }
 
     async fn read(&self, path: &str, version: Option<&str>) -> Result<Answer, DriverError> {
+        self.read_up_to(MAX_ANSWER, path, version).await
+    }
+
+    async fn read_up_to(
+        &self,
+        max_answer: usize,
+        path: &str,
+        version: Option<&str>,
+    ) -> Result<Answer, DriverError> {
         self.request(
             |session| build_request(session, &Method::GET, path, version, None),
             || Ok(()),
+            max_answer,
         )
         .await
     }
@@ -114,7 +118,10 @@ impl Nova {
     }
 
     async fn server(&self, id: &InstanceId) -> Result<Server, DriverError> {
-        Ok(self.get::<OneServer>(&format!("/servers/{id}")).await?.server)
+        let answer = self
+            .read(&format!("/servers/{id}"), Some(VERSION_OF_SERVERS))
+            .await?;
+        Ok(decode::<OneServer>(&answer)?.server)
     }
 
     async fn act(&self, id: &InstanceId, action: &Value, fence: &Fence) -> Result<(), DriverError> {
@@ -122,6 +129,7 @@ impl Nova {
         let posted = self.request(
             |session| build_request(session, &Method::POST, &path, None, Some(action)),
             || fence.check(),
+            MAX_ANSWER,
         );
         posted.await.map(drop)
     }
@@ -151,16 +159,23 @@ impl Nova {
         ))))
     }
 
+    /// Lists all servers. Each page has the time limit of one call, so that a large cloud can be listed; the number of
+    /// pages is limited by [`MAX_LISTED`].
     async fn all_servers(&self) -> Result<Vec<Found>, DriverError> {
+        let _permit = permit_until(Instant::now() + self.limits.timeout, &self.list_permit).await?;
         let mut found = Vec::new();
+        let mut listed = 0;
         let mut marker = String::new();
         loop {
             let all = if self.all_projects { "&all_tenants=1" } else { "" };
             let path = format!("/servers/detail?limit={PAGE_SIZE}{all}{marker}");
-            let page: Page = decode(&self.read(&path, Some(VERSION_WITH_TAGS)).await?)?;
+            let reading = self.read_up_to(MAX_PAGE, &path, Some(VERSION_OF_SERVERS));
+            let answer = timeout(self.limits.timeout, reading).await;
+            let page: Page = decode(&answer.map_err(|_| DriverError::Timeout)??)?;
             let Some(last) = page.servers.last() else {
                 return Ok(found);
             };
+            listed += page.servers.len();
             marker = format!("&marker={}", last.id);
             found.extend(page.servers.iter().filter_map(|server| {
                 Some(Found {
@@ -171,7 +186,7 @@ impl Nova {
                 })
             }));
             found.truncate(MAX_LISTED);
-            if page.servers_links.is_empty() || found.len() == MAX_LISTED {
+            if page.servers_links.is_empty() || listed >= MAX_LISTED {
                 return Ok(found);
             }
         }
@@ -185,7 +200,7 @@ impl Driver for Nova {
             .await
     }
 
-    async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
+    async fn state(&self, id: &InstanceId) -> Result<VmState, DriverError> {
         self.within(async { Ok(state_of(&self.server(id).await?)) }).await
     }
 
@@ -201,9 +216,11 @@ impl Driver for Nova {
 
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
         self.within(async {
-            let action = match state_of(&self.server(id).await?) {
-                MachineState::Paused => json!({"unpause": null}),
-                MachineState::Suspended => json!({"resume": null}),
+            let server = self.server(id).await?;
+            let action = match server.status.as_str() {
+                "PAUSED" => json!({"unpause": null}),
+                "SUSPENDED" => json!({"resume": null}),
+                _ if server.is_shelved() => json!({"unshelve": null}),
                 _ => json!({"os-start": null}),
             };
             self.act(id, &action, fence).await
@@ -228,7 +245,7 @@ impl Driver for Nova {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.with_permit(&self.list_permit, self.all_servers()).await
+        self.all_servers().await
     }
 
     /// Nova gives no counters: what `/servers/ID/diagnostics` contains depends on the hypervisor, and it takes a call
@@ -236,6 +253,14 @@ impl Driver for Nova {
     async fn stats(&self) -> Result<Vec<(InstanceId, DomainStats)>, DriverError> {
         Ok(Vec::new())
     }
+}
+
+/// Waits for a permit until this time.
+async fn permit_until(end: Instant, permits: &Semaphore) -> Result<SemaphorePermit<'_>, DriverError> {
+    timeout_at(end, permits.acquire())
+        .await
+        .map_err(|_| NO_PERMIT)?
+        .map_err(|closed| DriverError::Unavailable(closed.to_string()))
 }
 
 fn build_request(

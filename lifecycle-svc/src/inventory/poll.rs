@@ -1,6 +1,13 @@
 //! Polls a hypervisor while this replica holds its lease, and writes into the inventory what has changed.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use metrics::{counter, gauge, histogram};
@@ -25,6 +32,7 @@ use crate::{
     fence::LeaseEnd,
     fleet::{Fleet, Hypervisor},
     measures::Measures,
+    state_machine,
 };
 
 /// Maximum number of concurrent writes to the inventory by one task.
@@ -50,6 +58,9 @@ struct Poller {
     measures: Measures,
     settings: PollSettings,
     owner: String,
+    /// Time of the last complete list by this replica, in Unix milliseconds; 0 if there was none. The stored time is less
+    /// accurate, because it is renewed only once per [`RENEWAL`].
+    listed_at_ms: AtomicU64,
 }
 
 /// A difference between a list of VMs and the inventory.
@@ -80,6 +91,7 @@ impl Polling {
                 measures: Measures::new(&inventory.bus, &hypervisor.name, settings.measures),
                 settings,
                 owner: owner.clone(),
+                listed_at_ms: AtomicU64::new(0),
             };
             let until = shutdown.clone();
             tasks.spawn(async move { poller.run(&until).await });
@@ -187,13 +199,16 @@ impl Poller {
             Ok(found) => {
                 self.hypervisor.note_answer();
                 if self.store(found).await {
-                    self.write_state(true, false, Some(unix_millis())).await;
+                    let now = unix_millis();
+                    self.listed_at_ms.store(now, Ordering::Relaxed);
+                    self.write_state(true, false, Some(now)).await;
                 }
                 Ok(())
             }
             Err(error) => {
                 self.hypervisor.note_failure(&error);
-                self.write_state(false, false, None).await;
+                let last = self.listed_at_ms.load(Ordering::Relaxed);
+                self.write_state(false, false, (last > 0).then_some(last)).await;
                 Err(error)
             }
         }
@@ -232,7 +247,12 @@ impl Poller {
         let state = InventoryHypervisor {
             reachable,
             late,
-            listed_at_ms: listed_at_ms.or(before),
+            listed_at_ms: if reachable {
+                listed_at_ms.or(before)
+            } else {
+                // Another replica may have listed the VMs later than this one.
+                listed_at_ms.max(before)
+            },
             interval_ms: u64::try_from(self.settings.interval.as_millis()).unwrap_or(u64::MAX),
         };
         let renewal = u128::from(state.listed_at_ms.unwrap_or(0).abs_diff(before.unwrap_or(0)));
@@ -320,14 +340,18 @@ impl Poller {
             };
             let new = InventoryVm {
                 name: vm.name,
-                state: vm.state,
+                state: vm.state.state,
                 labels,
+                refused: state_machine::refused(vm.state),
                 changed_at_ms,
             };
             if known.is_some_and(|known| known.is_same_as(&new)) {
                 continue;
             }
-            let is_changed = known.is_none_or(|known| known.state != new.state);
+            // A record of an older version has no refusals; adding them is no event.
+            let is_changed = known.is_none_or(|known| {
+                known.state != new.state || !known.refused.is_empty() && known.refused != new.refused
+            });
             changes.push(Change {
                 id,
                 is_event: is_changed && !is_first,

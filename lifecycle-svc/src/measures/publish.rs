@@ -31,13 +31,13 @@ pub(super) async fn all(bus: &Bus, hypervisor: &str, samples: Vec<HypervisorSamp
     let end = Instant::now() + limit;
     let publishing = stream::iter(samples).map(|sample| one(bus, sample, end));
     let mut publishing = publishing.buffer_unordered(CONCURRENT);
-    let (mut stored, mut lost, mut last) = (0, 0, None);
+    let (mut stored, mut lost, mut cause) = (0, 0, None);
     while let Some(done) = publishing.next().await {
         match done {
             Ok(()) => stored += 1,
             Err(error) => {
                 lost += 1;
-                last = Some(error);
+                cause = Some(error);
             }
         }
     }
@@ -45,7 +45,7 @@ pub(super) async fn all(bus: &Bus, hypervisor: &str, samples: Vec<HypervisorSamp
         counter!("vmwatch_hypervisor_samples_total", "hypervisor" => hypervisor.to_owned(), "result" => result)
             .increment(count);
     }
-    if let Some(error) = last {
+    if let Some(error) = cause {
         warn!(hypervisor, lost, stored, %error, "publishing measures of VMs failed; those of this interval are lost");
     }
 }

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 use vmwatch_api::{
     InstanceId, MethodInfo,
+    actions::Refused,
     lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb},
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::Context;
 
-use crate::lease::Lease;
+use crate::{lease::Lease, state_machine::describe_state};
 
 /// Maximum number of steps in an operation record; a further step replaces the last one.
 const MAX_EVENTS: usize = 32;
@@ -22,6 +23,8 @@ pub(crate) struct Command {
     pub(crate) verb: Verb,
     pub(crate) hard: bool,
     pub(crate) instance_id: InstanceId,
+    /// The hypervisor that the request names.
+    pub(crate) hypervisor: Option<String>,
 }
 
 /// Stored operation record: the operation that callers may see, and data that only replicas need.
@@ -57,6 +60,7 @@ impl Record {
             verb,
             hard,
             instance_id,
+            hypervisor,
         } = command;
         let operation = Operation {
             id,
@@ -64,6 +68,7 @@ impl Record {
             hard,
             instance_id,
             hypervisor: None,
+            requested_hypervisor: hypervisor,
             user: context.user().to_owned(),
             source: context.source.clone(),
             request_id: context.request_id.clone(),
@@ -84,6 +89,12 @@ impl Record {
         };
         record.note(OperationState::Requested, "requested");
         record
+    }
+
+    /// Whether both records have the parameters that the idempotency key does not identify.
+    pub(super) fn is_same_request(&self, other: &Self) -> bool {
+        let (one, other) = (&self.operation, &other.operation);
+        (one.hard, &one.requested_hypervisor) == (other.hard, &other.requested_hypervisor)
     }
 
     /// Adds a step to the history and sets the state of the operation.
@@ -150,20 +161,6 @@ impl End {
     }
 }
 
-/// Describes the state of a VM in words for users.
-pub(super) const fn describe_state(state: MachineState) -> &'static str {
-    match state {
-        MachineState::Running => "running",
-        MachineState::Starting => "starting",
-        MachineState::Paused => "paused",
-        MachineState::ShuttingDown => "shutting down",
-        MachineState::ShutOff => "off",
-        MachineState::Crashed => "crashed",
-        MachineState::Suspended => "suspended",
-        MachineState::Unknown => "in an unknown state",
-    }
-}
-
 /// Returns the answer to the caller of an operation that has ended.
 pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
     match (operation.state, operation.machine, operation.fault) {
@@ -172,6 +169,8 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
             state,
             name: None,
             hypervisor: operation.hypervisor,
+            allowed_actions: Vec::new(),
+            refused_actions: Refused::new(),
         }),
         (_, _, Some(fault)) => Err(Fault::new(fault.kind, fault.message)),
         _ => Err(Fault::new(

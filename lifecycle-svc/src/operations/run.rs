@@ -25,13 +25,14 @@ use vmwatch_api::{
 
 use super::{
     Operations,
+    claim::{Claimed, Ended},
     leased::{Aborted, Leased},
-    record::{End, Record, describe_state},
+    record::{End, Record},
 };
 use crate::{
     driver::DriverError,
-    fleet::{Hypervisor, Located, OwnerError},
-    state_machine::{self, ActOutcome, Action, Progress, Step},
+    fleet::{Hypervisor, Located, OwnerError, Wanted},
+    state_machine::{self, ActOutcome, Action, Progress, Step, describe_state},
 };
 
 /// Bounds of the interval at which the VM's state is polled. The interval is short at first, because most actions take
@@ -77,6 +78,7 @@ impl Run {
     /// Carries out the operation to its end.
     pub(super) async fn drive(mut self) -> Result<Operation, Aborted> {
         let end = self.carry_out().await?;
+        self.release_claim(&end).await?;
         self.finish(end).await?;
         Ok(self.leased.record.operation)
     }
@@ -88,16 +90,16 @@ impl Run {
     }
 
     async fn carry_out(&mut self) -> Result<End, Aborted> {
-        let verb = self.operation().verb;
+        let (verb, hard) = (self.operation().verb, self.operation().hard);
         let mut pause = MIN_POLL_INTERVAL;
         loop {
             match self.observe().await? {
                 Observation::End(end) => return Ok(end),
                 Observation::Unreachable => {}
                 Observation::State(located) => {
-                    match state_machine::next(verb, located.state, self.progress()) {
-                        Step::Done => return Ok(End::Succeeded(located.state)),
-                        Step::Refuse(why) => return Ok(self.failed(FaultKind::Conflict, why)),
+                    match state_machine::next(verb, hard, located.vm, self.progress()) {
+                        Step::Done => return Ok(End::Succeeded(located.vm.state)),
+                        Step::Refuse(why) => return Ok(self.failed(FaultKind::Conflict, why.text())),
                         Step::Fail(why) => {
                             self.fetch_reason(&located.hypervisor).await?;
                             return Ok(self.failed(FaultKind::Backend, why));
@@ -109,14 +111,27 @@ impl Run {
                             if self.sent_to.take().is_some() {
                                 continue;
                             }
-                            if let Some(end) = self.act(&located.hypervisor).await? {
-                                return Ok(end);
+                            match self.claim(&located.hypervisor).await? {
+                                Claimed::Held => {
+                                    if let Some(end) = self.act(&located.hypervisor).await? {
+                                        return Ok(end);
+                                    }
+                                    pause = MIN_POLL_INTERVAL;
+                                    continue;
+                                }
+                                Claimed::Taken => continue,
+                                Claimed::ByOther => {
+                                    if let Some(end) = self.out_of_time_for_claim(located.vm.state) {
+                                        return Ok(end);
+                                    }
+                                }
+                                Claimed::Unsettled(on) => {
+                                    return Ok(self.disputed(&OwnerError::Unsettled(on)));
+                                }
                             }
-                            pause = MIN_POLL_INTERVAL;
-                            continue;
                         }
                         step @ (Step::Act | Step::Wait) => {
-                            if let Some(end) = self.out_of_time(located.state, step == Step::Act) {
+                            if let Some(end) = self.out_of_time(located.vm.state, step == Step::Act) {
                                 return Ok(end);
                             }
                         }
@@ -139,15 +154,13 @@ impl Run {
             Err(OwnerError::Driver(error)) if self.outcome == ActOutcome::NotSent => {
                 Observation::End(End::from_fault(&Fault::from(error)))
             }
-            Err(refusal @ (OwnerError::Several(_) | OwnerError::LastOn(_))) => {
-                Observation::End(self.disputed(&refusal))
-            }
             Err(OwnerError::Driver(error)) => {
                 debug!(operation = %self.operation().id, %error, "reading the VM's state for an operation failed; retrying");
                 let message = format!("the hypervisor does not answer: {error}");
                 self.out_of_limit(&message)
                     .map_or(Observation::Unreachable, Observation::End)
             }
+            Err(refusal) => Observation::End(self.disputed(&refusal)),
         })
     }
 
@@ -160,14 +173,65 @@ impl Run {
                 // The hypervisor no longer has the VM; it may have been migrated.
                 Err(DriverError::NotFound) => self.sent_to = None,
                 Err(error) => return Ok(Err(error.into())),
-                Ok(state) => return Ok(Ok(Located { hypervisor, state })),
+                Ok(vm) => return Ok(Ok(Located { hypervisor, vm })),
             }
         }
         let fleet = Arc::clone(&self.operations.fleet);
         let starting = self.operation().verb == Verb::Start;
-        self.leased
-            .during(async move { fleet.owner(&id, starting).await })
-            .await
+        let named = self.operation().requested_hypervisor.clone();
+        let locating = async move {
+            let wanted = Wanted {
+                id: &id,
+                hypervisor: named.as_deref(),
+                starting,
+            };
+            fleet.owner(wanted).await
+        };
+        self.leased.during(locating).await
+    }
+
+    /// Claims the VM before it is started, so that no other operation starts it on another hypervisor at the same time.
+    async fn claim(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<Claimed, Aborted> {
+        if !self.needs_claim() {
+            return Ok(Claimed::Held);
+        }
+        let (operations, on) = (Arc::clone(&self.operations), Arc::clone(hypervisor));
+        let (id, operation_id) = (self.operation().instance_id.clone(), self.operation().id.clone());
+        let was_sent = self.leased.record.acts > 0;
+        let claiming = async move {
+            operations
+                .claims
+                .take(&id, &on.name, &operation_id, was_sent)
+                .await
+        };
+        let claimed = self.leased.during(claiming).await?;
+        Ok(claimed.unwrap_or_else(|error| {
+            warn!(operation = %self.operation().id, %error, "claiming the start of a VM failed; retrying");
+            Claimed::ByOther
+        }))
+    }
+
+    fn needs_claim(&self) -> bool {
+        self.operation().verb == Verb::Start && self.operations.fleet.hypervisors().len() > 1
+    }
+
+    /// Releases the claim on starting the VM, before the end of the operation is recorded.
+    async fn release_claim(&mut self, end: &End) -> Result<(), Aborted> {
+        if !self.needs_claim() {
+            return Ok(());
+        }
+        let ended = match (end, self.outcome) {
+            (End::Succeeded(_), _) => Ended::Running,
+            (End::Failed { .. }, ActOutcome::Unknown)
+            | (End::TimedOut(_) | End::Unknown(_), ActOutcome::Accepted | ActOutcome::Unknown) => {
+                Ended::Unsettled
+            }
+            (End::Failed { .. } | End::TimedOut(_) | End::Unknown(_), _) => Ended::Settled,
+        };
+        let operations = Arc::clone(&self.operations);
+        let (id, operation_id) = (self.operation().instance_id.clone(), self.operation().id.clone());
+        let releasing = async move { operations.claims.release(&id, &operation_id, ended).await };
+        self.leased.during(releasing).await
     }
 
     /// How an operation ends if several hypervisors have its VM, or may have it.
@@ -259,8 +323,9 @@ impl Run {
                     outcome: ActOutcome::NotSent,
                     ..self.progress()
                 };
+                let operation = self.operation();
                 let goes_on = state
-                    .map(|state| state_machine::next(self.operation().verb, state, afresh))
+                    .map(|vm| state_machine::next(operation.verb, operation.hard, vm, afresh))
                     .is_ok_and(|step| matches!(step, Step::Done | Step::Wait));
                 if !goes_on {
                     return Ok(Some(End::from_fault(&Fault::from(error))));
@@ -322,6 +387,15 @@ impl Run {
             )));
         }
         self.out_of_limit(&format!("the VM is {state}"))
+    }
+
+    /// Like [`Run::out_of_time`], for an operation that could not claim the start of the VM.
+    fn out_of_time_for_claim(&self, state: MachineState) -> Option<End> {
+        if self.is_late() && self.outcome == ActOutcome::NotSent {
+            let text = "another operation is starting this VM; nothing was done; try again when that operation has ended, at the latest in 15 minutes";
+            return Some(End::TimedOut(text.to_owned()));
+        }
+        self.out_of_time(state, false)
     }
 
     /// How the operation ends if it has reached its time limit; `None` if it has not.

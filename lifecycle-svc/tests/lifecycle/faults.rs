@@ -201,6 +201,7 @@ async fn reboot_by_a_crashed_replica_ends_with_unknown_outcome() {
         let reboot = RebootTarget {
             instance_id: instance_id(VM),
             hard: false,
+            hypervisor: None,
         };
         scene.cloud.hold(at);
         let (bus, asked, again) = (scene.world.bus.clone(), context.clone(), reboot.clone());

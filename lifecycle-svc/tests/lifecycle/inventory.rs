@@ -272,6 +272,7 @@ async fn rolled_back_inventory_is_refilled_and_former_hypervisors_are_removed() 
         name: "ghost".to_owned(),
         state: MachineState::Running,
         labels: [].into(),
+        refused: [].into(),
         changed_at_ms: 1,
     };
     let vm = serde_json::to_vec(&vm).unwrap();

@@ -83,6 +83,7 @@ async fn vm_actions_reach_the_wanted_state_or_explain_the_failure() {
     let reboot = |id: &str, hard| RebootTarget {
         instance_id: instance_id(id),
         hard,
+        hypervisor: None,
     };
 
     let machine = bus
@@ -288,6 +289,7 @@ async fn actions_on_a_vm_defined_on_two_hypervisors_are_refused() {
         let reboot = RebootTarget {
             instance_id: instance_id(RUNNING),
             hard: true,
+            hypervisor: None,
         };
         for _ in 0..2 {
             let faults = [
@@ -300,7 +302,8 @@ async fn actions_on_a_vm_defined_on_two_hypervisors_are_refused() {
                 assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
                 assert_eq!(
                     fault.message,
-                    "the VM is defined on a and b; remove it from all but one of these hypervisors; nothing was done"
+                    "the VM is defined on a and b; remove it from all but one of these hypervisors, or name the one \
+                     that shall act; nothing was done"
                 );
             }
         }
@@ -440,6 +443,7 @@ async fn reused_idempotency_key_with_other_parameters_conflicts() {
     let reboot = |hard| RebootTarget {
         instance_id: instance_id(RUNNING),
         hard,
+        hypervisor: None,
     };
     let answers =
         join_all((0..20).map(|_| async { world.bus.call::<Reboot>(&context, &reboot(false)).await })).await;

@@ -16,10 +16,14 @@ mod large_list;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 #[cfg(feature = "libvirt")]
+mod libvirt_states;
+#[cfg(feature = "libvirt")]
 mod measures;
 mod nova;
 mod nova_either;
 mod nova_https;
+mod nova_large;
+mod nova_states;
 #[cfg(feature = "libvirt")]
 mod qemu;
 #[cfg_attr(
@@ -27,5 +31,6 @@ mod qemu;
     expect(dead_code, reason = "only the libvirt tests use some of these helpers")
 )]
 mod support;
+mod two_owners;
 #[cfg(not(feature = "libvirt"))]
 mod without_libvirt;

@@ -39,6 +39,7 @@ async fn vm_actions_become_the_right_nova_calls() {
     let reboot = |hard| RebootTarget {
         instance_id: instance_id(ACTIVE),
         hard,
+        hypervisor: None,
     };
     let bus = &world.bus;
 
@@ -147,10 +148,19 @@ async fn nova_conflict_counts_as_success_only_if_server_reaches_wanted_state() {
         assert_eq!(started.unwrap(), MachineState::Running);
     }
 
-    // If the server is busy with a different task, Nova's refusal is final, and its message is returned.
+    // If the server becomes busy with a different task, Nova's refusal is final, and its message is returned.
     cloud.settle(OFF, "SHUTOFF");
-    cloud.task(OFF, "image_snapshot");
-    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    cloud.hold(At::Arrived);
+    let held = cloud.held(At::Arrived);
+    let started = operator();
+    let starting = world.start(&started, OFF);
+    let meddling = async {
+        cloud.wait_held(At::Arrived, held).await;
+        cloud.task(OFF, "image_snapshot");
+        cloud.release(At::Arrived);
+    };
+    let (started, ()) = tokio::join!(starting, meddling);
+    let fault = started.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Conflict);
     assert!(
         fault
@@ -345,6 +355,35 @@ async fn nova_driver_sends_no_action_after_the_deadline() {
     let not_sent = |event: &Event| event.text == "not sent to cloud: the deadline has passed";
     assert!(ended.history.iter().any(not_sent), "{ended:?}");
     assert_eq!(cloud.commands(), []);
+}
+
+/// An operator who knows that the former host is off does not have to wait for it for ever.
+#[tokio::test]
+async fn vm_starts_elsewhere_once_the_record_of_its_former_hypervisor_has_expired() {
+    let world = World::new().await;
+    let (old, new) = (Cloud::start(&[(OFF, "ACTIVE")]).await, Cloud::start(&[]).await);
+    let hypervisors = [old.entry(world.path(), "old"), new.entry(world.path(), "new")].join(",");
+    let settings = [
+        ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
+        ("VMWATCH_STATE_INTERVAL", "200ms"),
+        ("VMWATCH_HYPERVISOR_TIMEOUT", "1s"),
+        ("VMWATCH_LAST_HYPERVISOR_KEEP", "4s"),
+    ];
+    let _service = world.replica("lifecycle", &settings).await;
+    old.hold(At::Read);
+    old.hold(At::List);
+    let gone = Instant::now();
+    new.add(OFF, "SHUTOFF");
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+    eventually("the start succeeds", PATIENCE, async || {
+        let started = world.start(&operator(), OFF).await;
+        started.map_err(|fault| fault.to_string())
+    })
+    .await;
+    // The time counts from the last list, which was up to an interval before.
+    assert!(gone.elapsed() >= Duration::from_secs(3), "{:?}", gone.elapsed());
+    assert_eq!((old.commands().len(), new.accepted("os-start")), (0, 1));
 }
 
 /// An unreachable host may still run a VM that was evacuated to another host.

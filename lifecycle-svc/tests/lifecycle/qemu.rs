@@ -8,7 +8,10 @@ use std::{
 
 use testkit::{Libvirtd, PATIENCE, eventually};
 use vmwatch_api::{
-    lifecycle::{ForceStop, MachineState, Operation, OperationState, Reboot, RebootTarget, Start, Stop},
+    actions::VmAction,
+    lifecycle::{
+        ForceStop, MachineState, Operation, OperationState, Reboot, RebootTarget, Start, State, Stop,
+    },
     vms::VmQuery,
     wire::FaultKind,
 };
@@ -20,10 +23,10 @@ const BROKEN: &str = "1f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
 /// The VM that libvirt's built-in test driver always has.
 const TEST_VM: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
 
-/// Defines a VM that is off and has these devices.
+/// Defines a VM that is off and has these devices. They may be followed by further elements of the domain.
 fn define(libvirtd: &Libvirtd, world: &World, uuid: &str, devices: &str) {
     let domain = format!(
-        "<domain type='qemu'><name>vm-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+        "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>vm-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
          <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
          <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{devices}</devices></domain>"
     );
@@ -78,6 +81,7 @@ async fn real_qemu_vm_can_be_started_and_stopped() {
     let reset = RebootTarget {
         instance_id: instance_id(VM),
         hard: true,
+        hypervisor: None,
     };
     world.bus.call::<Reboot>(&operator(), &reset).await.unwrap();
     let list = world.vms(&operator(), &VmQuery::default()).await;
@@ -230,4 +234,97 @@ async fn another_replica_resumes_a_vm_start_of_a_killed_replica() {
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
     assert!(says(&operation, "adopted"), "{operation:?}");
     assert_eq!(libvirtd.virsh(&["domstate", VM]), "running");
+}
+
+#[tokio::test]
+async fn vm_that_was_undefined_while_running_can_be_stopped() {
+    let (world, libvirtd, _service) = scene(&[]).await;
+    assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
+    libvirtd.virsh(&["undefine", VM]);
+    let machine = world.bus.call::<State>(&operator(), &target(VM)).await.unwrap();
+    assert_eq!(machine.state, MachineState::Running);
+    let reset = RebootTarget {
+        instance_id: instance_id(VM),
+        hypervisor: None,
+        hard: true,
+    };
+    world.bus.call::<Reboot>(&operator(), &reset).await.unwrap();
+    let stopped = world.bus.call::<ForceStop>(&operator(), &target(VM)).await;
+    assert_eq!(stopped.unwrap().state, MachineState::ShutOff);
+    let fault = world.state(VM).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NotFound, "{fault}");
+}
+
+#[tokio::test]
+async fn saved_vm_is_restored_or_the_fault_names_the_remedy() {
+    let (world, libvirtd, _service) = scene(&[]).await;
+    assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
+    libvirtd.virsh(&["managedsave", VM]);
+    assert_eq!(world.state(VM).await.unwrap(), MachineState::ShutOff);
+    assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
+
+    libvirtd.virsh(&["managedsave", VM]);
+    let saved = libvirtd
+        .home()
+        .join(format!(".config/libvirt/qemu/save/vm-{VM}.save"));
+    let mut image = fs::read(&saved).unwrap();
+    let middle = image.len() / 2;
+    image[middle..].fill(0);
+    fs::write(&saved, &image).unwrap();
+    let fault = world.start(&operator(), VM).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
+    assert!(fault.message.contains("virsh managedsave-remove"), "{fault}");
+    assert_eq!(world.state(VM).await.unwrap(), MachineState::ShutOff);
+    libvirtd.virsh(&["managedsave-remove", VM]);
+    assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
+}
+
+/// The firmware reads the boot disk, whose reads fail.
+#[tokio::test]
+async fn vm_paused_by_a_disk_error_can_be_resumed_or_forced_off() {
+    let (world, libvirtd, _service) = scene(&[]).await;
+    let (disk, errors) = (
+        libvirtd.home().join("disk.img"),
+        libvirtd.home().join("errors.conf"),
+    );
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    fs::write(&errors, "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\n").unwrap();
+    let drive = format!(
+        "if=none,id=bad,format=raw,readonly=on,rerror=stop,file=blkdebug:{}:{}",
+        errors.display(),
+        disk.display()
+    );
+    let arguments = [
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,addr=0x1f,drive=bad,bootindex=1",
+    ];
+    let arguments = arguments
+        .map(|argument| format!("<qemu:arg value='{argument}'/>"))
+        .join("");
+    let devices = format!("</devices><qemu:commandline>{arguments}</qemu:commandline><devices>");
+    define(&libvirtd, &world, BROKEN, &devices);
+    for _ in 0..2 {
+        // The VM runs until the firmware reads the disk.
+        match world.start(&operator(), BROKEN).await {
+            Ok(state) => assert_eq!(state, MachineState::Running),
+            Err(fault) => assert!(fault.message.contains("paused by a disk error"), "{fault}"),
+        }
+        eventually("the VM is paused", PATIENCE, async || {
+            let machine = world.bus.call::<State>(&operator(), &target(BROKEN)).await;
+            let machine = machine.map_err(|fault| fault.to_string())?;
+            (machine.state == MachineState::Paused
+                && machine.allowed_actions == [VmAction::Start, VmAction::ForceStop])
+            .then_some(())
+            .ok_or_else(|| format!("{machine:?}"))
+        })
+        .await;
+        assert_eq!(
+            libvirtd.virsh(&["domstate", "--reason", BROKEN]),
+            "paused (I/O error)"
+        );
+    }
+    let stopped = world.bus.call::<ForceStop>(&operator(), &target(BROKEN)).await;
+    assert_eq!(stopped.unwrap().state, MachineState::ShutOff);
 }

@@ -12,8 +12,8 @@ use vmwatch_api::{
     InstanceId, Method, Principal, Role, Scope, Service,
     audit::AuditRecord,
     lifecycle::{
-        Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
-        OperationsGet, OperationsList, Start, State, Target,
+        ActionTarget, Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef,
+        OperationState, OperationsGet, OperationsList, Start, State,
     },
     metrics::Limit,
     vms::{ListWithoutMeasures, VmPage, VmQuery},
@@ -247,9 +247,16 @@ pub(crate) fn instance_id(id: &str) -> InstanceId {
     id.parse().unwrap()
 }
 
-pub(crate) fn target(id: &str) -> Target {
-    Target {
-        instance_id: instance_id(id),
+/// Returns the parameters of a method that is for one VM.
+pub(crate) fn target<T: From<InstanceId>>(id: &str) -> T {
+    instance_id(id).into()
+}
+
+/// Returns the parameters of an action that this hypervisor is to carry out.
+pub(crate) fn target_on(id: &str, hypervisor: &str) -> ActionTarget {
+    ActionTarget {
+        hypervisor: Some(hypervisor.to_owned()),
+        ..target(id)
     }
 }
 

@@ -24,10 +24,6 @@ pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
 /// A live event, as encoded in the body of a NATS message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most events are samples, so a box would not save memory"
-)]
 pub enum LiveEvent {
     /// A row of a VM was stored.
     Sample(SampleEvent),
@@ -59,7 +55,7 @@ pub struct SampleEvent {
     /// Why the agent cannot see all processes of the VM; `None` if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restriction>,
-    /// The sender of the sample; `None` if it did not come in a message with headers.
+    /// The sender of the sample; `None` if it did not come in a message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<Sender>,
 }

@@ -47,6 +47,7 @@ const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
 const HYPERVISOR_SAMPLE: &str = include_str!("../../../tests/golden/forms/hypervisor-sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
+const INVENTORY_VM_REFUSED: &str = include_str!("../../../tests/golden/forms/inventory-vm-refused.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
 const JOIN_TOKEN: &str = include_str!("../../../tests/golden/forms/join-token.json");
@@ -71,6 +72,7 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<HypervisorSample>(HYPERVISOR_SAMPLE);
     reads_more::<Envelope<()>>(FAULT);
     reads_more::<InventoryVm>(INVENTORY_VM);
+    reads_more::<InventoryVm>(INVENTORY_VM_REFUSED);
     reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);
     reads_more::<VmLabels>(VM_LABELS);
     reads_more::<JoinTokenRecord>(JOIN_TOKEN);

@@ -1,13 +1,14 @@
 //! The inventory: the VMs of all hypervisors, in a KV bucket. lifecycle-svc owns the bucket; other services follow it.
 //!
-//! The bucket has one key per VM and hypervisor and one key per hypervisor. While nothing changes, nothing is written,
+//! The bucket has one key per VM and hypervisor and one key per hypervisor, and, while a VM is being started, the claim
+//! of the operation that starts it. While nothing changes, nothing is written,
 //! except that the key of each hypervisor is renewed once per [`RENEWAL`].
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{InstanceId, lifecycle::MachineState};
+use super::{InstanceId, actions::Refused, lifecycle::MachineState};
 
 /// Name of the KV bucket.
 pub const INVENTORY_BUCKET: &str = "vmwatch_inventory";
@@ -16,6 +17,7 @@ pub const RENEWAL: Duration = Duration::from_mins(1);
 
 const VM_PREFIX: &str = "vm.";
 const HYPERVISOR_PREFIX: &str = "hypervisor.";
+const START_PREFIX: &str = "start.";
 
 /// A VM as last listed by a hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub struct InventoryVm {
     /// Labels that the hypervisor has for the VM.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The actions that the state does not allow; empty if an older version wrote the record.
+    #[serde(default, skip_serializing_if = "Refused::is_empty")]
+    pub refused: Refused,
     /// Time at which this record last changed, in Unix milliseconds.
     pub changed_at_ms: u64,
 }
@@ -33,7 +38,8 @@ pub struct InventoryVm {
 impl InventoryVm {
     /// Whether both records say the same about the VM; the date of the last change is ignored.
     pub fn is_same_as(&self, other: &Self) -> bool {
-        (&self.name, self.state, &self.labels) == (&other.name, other.state, &other.labels)
+        (&self.name, self.state, &self.labels, &self.refused)
+            == (&other.name, other.state, &other.labels, &other.refused)
     }
 }
 
@@ -76,6 +82,8 @@ pub enum InventoryKey<'a> {
     Vm(&'a str, InstanceId),
     /// A hypervisor.
     Hypervisor(&'a str),
+    /// The claim on starting a VM, which only lifecycle-svc reads.
+    Start(InstanceId),
 }
 
 impl<'a> InventoryKey<'a> {
@@ -83,6 +91,9 @@ impl<'a> InventoryKey<'a> {
     pub fn read(key: &'a str) -> Option<Self> {
         if let Some(name) = key.strip_prefix(HYPERVISOR_PREFIX) {
             return Some(Self::Hypervisor(name));
+        }
+        if let Some(id) = key.strip_prefix(START_PREFIX) {
+            return Some(Self::Start(id.parse().ok()?));
         }
         let (hypervisor, id) = key.strip_prefix(VM_PREFIX)?.rsplit_once('.')?;
         Some(Self::Vm(hypervisor, id.parse().ok()?))
@@ -94,6 +105,7 @@ impl fmt::Display for InventoryKey<'_> {
         match self {
             Self::Vm(hypervisor, id) => write!(f, "{VM_PREFIX}{hypervisor}.{id}"),
             Self::Hypervisor(name) => write!(f, "{HYPERVISOR_PREFIX}{name}"),
+            Self::Start(id) => write!(f, "{START_PREFIX}{id}"),
         }
     }
 }
@@ -108,6 +120,7 @@ mod tests {
         for (key, text) in [
             (vm, "vm.lab-1.vm_1"),
             (InventoryKey::Hypervisor("lab-1"), "hypervisor.lab-1"),
+            (InventoryKey::Start("vm_1".parse().unwrap()), "start.vm_1"),
         ] {
             assert_eq!(key.to_string(), text);
             assert_eq!(InventoryKey::read(text), Some(key));

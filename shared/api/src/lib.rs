@@ -9,6 +9,7 @@
     reason = "the names of most types and fields are sufficient documentation"
 )]
 
+pub mod actions;
 pub mod agents;
 pub mod audit;
 pub mod auth;

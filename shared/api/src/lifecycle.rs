@@ -8,12 +8,53 @@ pub use super::operation::{
     Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPosition,
     OperationRef, OperationState,
 };
-use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service};
+use super::{
+    Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service,
+    actions::{Refused, VmAction},
+    bounded_text,
+};
 use crate::wire::Fault;
+
+/// Maximum length of the name of a hypervisor in a request, in characters.
+const MAX_HYPERVISOR: usize = 128;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub instance_id: InstanceId,
+}
+
+impl From<InstanceId> for Target {
+    fn from(instance_id: InstanceId) -> Self {
+        Self { instance_id }
+    }
+}
+
+/// The VM that an action is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionTarget {
+    pub instance_id: InstanceId,
+    /// The configured name of the hypervisor that must carry out the action; without it, the only hypervisor that has the
+    /// VM. An older service ignores it, and refuses the action if several hypervisors have the VM.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "hypervisor"
+    )]
+    pub hypervisor: Option<String>,
+}
+
+impl From<InstanceId> for ActionTarget {
+    fn from(instance_id: InstanceId) -> Self {
+        Self {
+            instance_id,
+            hypervisor: None,
+        }
+    }
+}
+
+fn hypervisor<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let rule = "must be a text of at most 128 characters";
+    bounded_text(deserializer, rule, |text| text.chars().count() <= MAX_HYPERVISOR).map(Some)
 }
 
 /// The state of a VM, as reported by the hypervisor.
@@ -54,6 +95,13 @@ impl MachineState {
     }
 }
 
+impl MachineState {
+    /// Whether nothing of the VM is in memory, so that no copy of it can write to its disks.
+    pub const fn is_off(self) -> bool {
+        matches!(self, Self::ShutOff)
+    }
+}
+
 impl fmt::Display for MachineState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -71,6 +119,12 @@ pub struct Machine {
     /// The configured name of the hypervisor that runs the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
+    /// The actions that the state allows. Only in the reply of [`State`], and not from an older service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_actions: Vec<VmAction>,
+    /// The other actions, and why the state does not allow them.
+    #[serde(default, skip_serializing_if = "Refused::is_empty")]
+    pub refused_actions: Refused,
 }
 
 /// An action on a VM.
@@ -130,13 +184,13 @@ const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
 pub struct Start;
 
 impl Method for Start {
-    type Params = Target;
+    type Params = ActionTarget;
     type Reply = Machine;
     const INFO: MethodInfo = MethodInfo {
         ..row("lifecycle.start", Kind::Command)
     };
 
-    fn instance(params: &Target) -> Option<&InstanceId> {
+    fn instance(params: &ActionTarget) -> Option<&InstanceId> {
         Some(&params.instance_id)
     }
 }
@@ -147,11 +201,11 @@ impl Method for Start {
 pub struct Stop;
 
 impl Method for Stop {
-    type Params = Target;
+    type Params = ActionTarget;
     type Reply = Machine;
     const INFO: MethodInfo = row("lifecycle.stop", Kind::Command);
 
-    fn instance(params: &Target) -> Option<&InstanceId> {
+    fn instance(params: &ActionTarget) -> Option<&InstanceId> {
         Some(&params.instance_id)
     }
 }
@@ -161,11 +215,11 @@ impl Method for Stop {
 pub struct ForceStop;
 
 impl Method for ForceStop {
-    type Params = Target;
+    type Params = ActionTarget;
     type Reply = Machine;
     const INFO: MethodInfo = row("lifecycle.force_stop", Kind::Command);
 
-    fn instance(params: &Target) -> Option<&InstanceId> {
+    fn instance(params: &ActionTarget) -> Option<&InstanceId> {
         Some(&params.instance_id)
     }
 }
@@ -176,6 +230,13 @@ pub struct RebootTarget {
     /// Whether to reset the VM without asking the guest, like pressing the reset button.
     #[serde(default)]
     pub hard: bool,
+    /// As in [`ActionTarget`].
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "hypervisor"
+    )]
+    pub hypervisor: Option<String>,
 }
 
 /// Reboots a running VM; succeeds when the hypervisor has accepted the request and reports the VM as running. Success

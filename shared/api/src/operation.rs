@@ -179,6 +179,9 @@ pub struct Operation {
     /// The hypervisor that runs the VM; absent until it is found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
+    /// The hypervisor that the request named; absent if it named none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_hypervisor: Option<String>,
     /// Name of the user who requested the action.
     pub user: String,
     /// IP address of the client, as seen by the gateway.

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     InstanceId, Kind, Method, MethodInfo, Service,
+    actions::Refused,
     agents::{AgentFault, AgentStatus, AgentText},
     bounded_text,
     history::query,
@@ -353,6 +354,17 @@ pub struct NewestSample {
     pub restricted: Option<Restriction>,
 }
 
+/// A VM on one of several hypervisors that have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOnHypervisor {
+    /// The configured name of the hypervisor.
+    pub hypervisor: String,
+    pub state: MachineState,
+    /// The actions on this hypervisor that are not allowed; empty if unknown.
+    #[serde(default, skip_serializing_if = "Refused::is_empty")]
+    pub refused: Refused,
+}
+
 /// A VM in the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ListedVm {
@@ -361,10 +373,16 @@ pub struct ListedVm {
     pub name: Option<String>,
     /// The configured name of the hypervisor that has the VM.
     pub hypervisor: Option<String>,
-    /// Other hypervisors that have a VM with this id, which no command is sent to.
+    /// Other hypervisors that have a VM with this id.
     #[serde(default)]
     pub also_on: Vec<String>,
     pub state: Option<MachineState>,
+    /// The actions that the state does not allow; empty if unknown.
+    #[serde(default, skip_serializing_if = "Refused::is_empty")]
+    pub refused: Refused,
+    /// The VM on each hypervisor that has it, if several have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyOnHypervisor>,
     /// Labels of the hypervisor, whose keys begin with `hv/`, and labels that operators have set.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

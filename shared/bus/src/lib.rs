@@ -47,7 +47,7 @@ pub use self::settings::{
     NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, SETTINGS,
     ping_interval,
 };
-pub use connection::connect_with_nkey;
+pub use connection::{KEY_LOGIN_LIMIT, connect_with_nkey, reconnect_delay};
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
 use self::{clock::ClockDifference, connection::Refusals, replies::Replies};
@@ -95,11 +95,18 @@ impl Bus {
         let (connected, reconnections) = watch::channel(());
         let (disconnected, outages) = watch::channel(());
         let refusals = Arc::new(Refusals::default());
-        let connecting = connection::connect(name, settings, &refusals, move |event| match event {
-            Event::Connected => connected.send_replace(()),
-            Event::Disconnected => disconnected.send_replace(()),
-            _ => {}
-        });
+        let connecting =
+            connection::connect(
+                name,
+                settings,
+                &refusals,
+                Refusals::delay,
+                move |event| match event {
+                    Event::Connected => connected.send_replace(()),
+                    Event::Disconnected => disconnected.send_replace(()),
+                    _ => {}
+                },
+            );
         let client = connecting.await?;
         let replies = Arc::new(Replies::subscribe(&client).await?);
         let jetstream = async_nats::jetstream::new(client.clone());

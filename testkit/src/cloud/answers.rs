@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{At, CREDENTIAL, Cloud, Obedience, PASSWORD, Server, USER};
+use super::{At, CREDENTIAL, Cloud, Obedience, PASSWORD, Server, USER, usual_power};
 
 /// Keystone answers below `/identity`, and Nova below `/compute`.
 pub(super) fn router(cloud: Cloud) -> Router {
@@ -64,27 +64,46 @@ async fn log_in(State(cloud): State<Cloud>, Json(body): Json<Value>) -> Response
     let token = format!("token-{}", inner.logins);
     inner.tokens.insert(token.clone());
     let expires = jiff::Timestamp::try_from(SystemTime::now() + inner.token_life).unwrap();
-    let url = format!("http://{}/compute/v2.1", cloud.address);
-    let endpoint =
-        |interface: &str, url: &str| json!({"interface": interface, "region_id": "here", "url": url});
+    let endpoint = |interface: &str, region: &str, url: &str| json!({"interface": interface, "region_id": region, "url": url});
+    let elsewhere = "http://127.0.0.1:9/";
+    let mut compute = vec![endpoint("admin", "here", elsewhere)];
+    compute.extend(
+        inner
+            .regions
+            .iter()
+            .map(|(region, path)| endpoint("public", region, &format!("http://{}{path}", cloud.address))),
+    );
     let body = json!({"token": {
         "expires_at": expires.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
         "catalog": [
-            {"type": "identity", "endpoints": [endpoint("public", "http://127.0.0.1:9/")]},
-            {"type": "compute", "endpoints": [endpoint("admin", "http://127.0.0.1:9/"), endpoint("public", &url)]},
+            {"type": "identity", "endpoints": [endpoint("public", "here", elsewhere)]},
+            {"type": "compute", "endpoints": compute},
         ],
     }});
     (StatusCode::CREATED, [("x-subject-token", token)], Json(body)).into_response()
 }
 
-fn shown(id: &str, server: &Server) -> Value {
+/// A server as Nova shows it. Versions before 2.9 do not report locks, versions before 2.16 hosts, and versions before 2.26
+/// tags.
+fn shown(id: &str, server: &Server, headers: &HeaderMap) -> Value {
     let mut shown = json!({
         "id": id,
         "name": server.name,
         "status": server.status,
         "OS-EXT-STS:task_state": server.task,
+        "OS-EXT-STS:power_state": server.power,
         "metadata": server.metadata,
     });
+    let is_new = headers
+        .get("openstack-api-version")
+        .is_some_and(|version| version == "compute 2.26");
+    if is_new {
+        shown["locked"] = json!(server.locked);
+        shown["tags"] = json!(server.tags);
+        if let Some(host) = &server.host {
+            shown["host_status"] = json!(host);
+        }
+    }
     if let Some(fault) = &server.fault {
         shown["fault"] = json!({"code": 500, "message": fault});
     }
@@ -101,7 +120,7 @@ async fn show(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>, headers:
         return (StatusCode::from_u16(*status).unwrap(), body.clone()).into_response();
     }
     match inner.servers.get(&id) {
-        Some(server) => Json(json!({"server": shown(&id, server)})).into_response(),
+        Some(server) => Json(json!({"server": shown(&id, server, &headers)})).into_response(),
         None => refusal(
             StatusCode::NOT_FOUND,
             "itemNotFound",
@@ -124,21 +143,11 @@ async fn list(
     let after = query.get("marker").cloned().unwrap_or_default();
     let asked: usize = query.get("limit").map_or(1000, |limit| limit.parse().unwrap());
     let size = asked.min(inner.page_size);
-    // Versions of Nova before 2.26 do not report tags.
-    let has_tags = headers
-        .get("openstack-api-version")
-        .is_some_and(|version| version == "compute 2.26");
     let mut rest = inner.servers.iter().filter(|(id, _)| **id > after);
     let servers: Vec<_> = rest
         .by_ref()
         .take(size)
-        .map(|(id, server)| {
-            let mut shown = shown(id, server);
-            if has_tags {
-                shown["tags"] = json!(server.tags);
-            }
-            shown
-        })
+        .map(|(id, server)| shown(id, server, &headers))
         .collect();
     let mut page = json!({"servers": servers});
     if rest.next().is_some() {
@@ -148,8 +157,14 @@ async fn list(
 }
 
 /// Returns the statuses in which Nova accepts the action, the task that the action sets, and the resulting status.
-fn meaning(command: &str) -> (&'static [&'static str], &'static str, &'static str) {
+fn meaning(command: &str, is_hard: bool) -> (&'static [&'static str], &'static str, &'static str) {
     match command {
+        "reboot" if is_hard => (
+            &["ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED", "ERROR"],
+            "rebooting_hard",
+            "ACTIVE",
+        ),
+        "unshelve" => (&["SHELVED", "SHELVED_OFFLOADED"], "unshelving", "ACTIVE"),
         "os-start" => (&["SHUTOFF"], "powering-on", "ACTIVE"),
         "os-stop" => (&["ACTIVE", "ERROR"], "powering-off", "SHUTOFF"),
         "reboot" => (&["ACTIVE"], "reboot_started", "ACTIVE"),
@@ -170,7 +185,8 @@ async fn act(
     }
     let command = body.as_object().unwrap().keys().next().unwrap().clone();
     cloud.pass(At::Arrived).await;
-    let answer = cloud.carry_out(&id, &command);
+    let is_hard = body["reboot"]["type"] == "HARD";
+    let answer = cloud.carry_out(&id, &command, is_hard);
     cloud
         .lock()
         .commands
@@ -180,7 +196,7 @@ async fn act(
 }
 
 impl Cloud {
-    fn carry_out(&self, id: &str, command: &str) -> Response {
+    fn carry_out(&self, id: &str, command: &str, is_hard: bool) -> Response {
         let mut inner = self.lock();
         let obedience = inner.obedience;
         let Some(server) = inner.servers.get_mut(id) else {
@@ -194,7 +210,7 @@ impl Cloud {
             let what = format!("Instance {id} is locked");
             return refusal(StatusCode::CONFLICT, "conflictingRequest", &what);
         }
-        let (from, task, to) = meaning(command);
+        let (from, task, to) = meaning(command, is_hard);
         if !from.contains(&server.status.as_str()) || server.task.is_some() {
             let what = format!(
                 "Cannot '{command}' instance {id} while it is in vm_state {} task_state {:?}",
@@ -203,7 +219,10 @@ impl Cloud {
             return refusal(StatusCode::CONFLICT, "conflictingRequest", &what);
         }
         match obedience {
-            Obedience::AtOnce => to.clone_into(&mut server.status),
+            Obedience::AtOnce => {
+                to.clone_into(&mut server.status);
+                server.power = usual_power(to);
+            }
             Obedience::Later => server.task = Some(task.to_owned()),
             Obedience::Fails => server.last_failure = Some("No valid host: the disk is gone".to_owned()),
         }

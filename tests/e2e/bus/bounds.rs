@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use vmwatch_api::{
     Method, Principal, Role, Scope, Service,
     history::{Points, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
-    lifecycle::{Start, State},
+    lifecycle::{Start, State, Target},
     metrics::{RowPage, Rows, VmLatest},
     time::unix_millis,
     wire::FaultKind,
@@ -105,10 +105,10 @@ async fn hanging_commands_do_not_block_reads_or_other_users() {
                 if params.instance_id.as_str() == "hangs" {
                     held.acquire().await.unwrap().forget();
                 }
-                Ok(running(params))
+                Ok(running(params.instance_id))
             }
         })
-        .method(State, |_, params| async move { Ok(running(params)) });
+        .method(State, |_, params| async move { Ok(running(params.instance_id)) });
     let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
     let start = |user: &'static str, instance: &'static str| {
         let caller = caller.clone();
@@ -196,7 +196,7 @@ async fn service_answers_timeout_at_the_deadline_of_a_request() {
             starts.fetch_add(1, Ordering::SeqCst);
             held.acquire().await.unwrap().forget();
             ends.fetch_add(1, Ordering::SeqCst);
-            Ok(running(params))
+            Ok(running(params.instance_id))
         }
     });
     let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
@@ -212,7 +212,7 @@ async fn service_answers_timeout_at_the_deadline_of_a_request() {
             scope: Scope::All,
         };
         map.insert(headers::PRINCIPAL, serde_json::to_string(&principal).unwrap());
-        let body = serde_json::to_vec(&target("vm")).unwrap();
+        let body = serde_json::to_vec(&target::<Target>("vm")).unwrap();
         let reply = caller
             .client_for_tests()
             .request_with_headers(subject.clone(), map, body.into())
@@ -292,7 +292,7 @@ async fn service_enforces_roles_and_scopes_itself() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Lifecycle, SETTINGS)
-        .method(Start, |_, params| async move { Ok(running(params)) });
+        .method(Start, |_, params| async move { Ok(running(params.instance_id)) });
     let (_other, service) = tokio::join!(echo(&bus, 1), Served::start(&bus, Service::Lifecycle, server, 1));
     let start = async |context: Context| caller.call::<Start>(&context, &target("mine")).await;
     let only = |instance: &str| Scope::Only(vec![instance.parse().unwrap()]);

@@ -152,8 +152,11 @@ fn cpio(name: &str, content: &str) -> Vec<u8> {
     let mut archive = Vec::new();
     for (name, mode, content) in [(name, 0o100_755, content), ("TRAILER!!!", 0, "")] {
         let fields = [1, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
-        let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
-        write!(archive, "070701{header}{name}\0").unwrap();
+        write!(archive, "070701").unwrap();
+        for field in fields {
+            write!(archive, "{field:08x}").unwrap();
+        }
+        write!(archive, "{name}\0").unwrap();
         archive.resize(archive.len().next_multiple_of(4), 0);
         archive.extend_from_slice(content.as_bytes());
         archive.resize(archive.len().next_multiple_of(4), 0);

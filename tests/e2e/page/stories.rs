@@ -3,8 +3,8 @@
 use std::{cell::Cell, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
 
 use testkit::{
-    ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, eventually, no_requests,
-    node_and_chromium, run_in_browser,
+    ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, cloud::Cloud, eventually,
+    no_requests, node_and_chromium, run_in_browser,
 };
 use tokio::{
     process::{Child, Command},
@@ -12,7 +12,10 @@ use tokio::{
 };
 use vmwatch_api::{Role, time::unix_millis};
 
-use super::shop::{SHOP, publish_shop};
+use super::{
+    faults::publish_faults,
+    shop::{SHOP, publish_shop},
+};
 use crate::{
     hypervisor_samples::{measured, publish_measured},
     pages::publish_hostile_table,
@@ -114,6 +117,50 @@ async fn operator_can_start_a_vm_in_the_browser() {
         &[("VMWATCH_PAGE_MACHINES", &machines)],
         no_requests,
     )
+    .await;
+}
+
+#[tokio::test]
+async fn operator_chooses_the_hypervisor_of_a_vm_that_two_have() {
+    const DISPUTED: &str = "aaaaaaaa-1111-4111-8111-111111111111";
+    const LOCKED: &str = "bbbbbbbb-2222-4222-8222-222222222222";
+    let folder = tempfile::tempdir().unwrap();
+    let a = Cloud::start(&[(DISPUTED, "ACTIVE"), (LOCKED, "SHUTOFF")]).await;
+    let b = Cloud::start(&[(DISPUTED, "SHUTOFF")]).await;
+    a.lock_server(LOCKED);
+    let hypervisors = [a.entry(folder.path(), "a"), b.entry(folder.path(), "b")].join(",");
+    let stack = client::stack().set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisors);
+    let stack = stack.start().await;
+    let machines = [DISPUTED, LOCKED].join(",");
+    run_in_browser(
+        &stack,
+        "conflict",
+        &[("VMWATCH_PAGE_MACHINES", &machines)],
+        no_requests,
+    )
+    .await;
+    assert_eq!(
+        (a.status(DISPUTED), b.status(DISPUTED)),
+        ("SHUTOFF".to_owned(), "ACTIVE".to_owned())
+    );
+    assert_eq!((a.accepted("os-start"), b.accepted("os-start")), (0, 1));
+}
+
+#[tokio::test]
+async fn browser_shows_faults_and_versions_of_agents() {
+    let stack = client::stack()
+        .set(Program::Metrics, "VMWATCH_VM_MESSAGES_PER_SECOND", "1")
+        // No VM becomes silent while the browser test runs, however busy the machine is.
+        .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1h")
+        .start()
+        .await;
+    run_in_browser(&stack, "faults", &[], async |demand| {
+        match demand {
+            "report" => publish_faults(&stack).await,
+            other => return no_requests(other).await,
+        }
+        "done".to_owned()
+    })
     .await;
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::{MACHINES, PATIENCE, Program, Stack, eventually};
+use testkit::{MACHINES, PATIENCE, Program, Stack, cloud::Cloud, eventually};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
@@ -45,6 +45,67 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
         }
     })
     .await
+}
+
+#[tokio::test]
+async fn action_on_a_vm_of_two_hypervisors_must_name_one() {
+    const VM: &str = "aaaaaaaa-1111-4111-8111-111111111111";
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (
+        Cloud::start(&[(VM, "SHUTOFF")]).await,
+        Cloud::start(&[(VM, "SHUTOFF")]).await,
+    );
+    let hypervisors = [a.entry(folder.path(), "a"), b.entry(folder.path(), "b")].join(",");
+    let stack = stack().set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisors);
+    let stack = stack.start().await;
+    let api = Api::with(&stack, Role::Operator, Scope::All).await;
+    let vm = eventually("the VM is listed", PATIENCE, async || {
+        let reply = api.get(&format!("/vms/{VM}")).await;
+        let has_both = reply.status == 200 && reply.json()["copies"].as_array().unwrap().len() == 2;
+        has_both.then(|| reply.json()).ok_or_else(|| format!("{reply:?}"))
+    })
+    .await;
+    assert_eq!(vm["allowed_actions"], json!([]));
+    assert_eq!(vm["refused_actions"][0]["action"], "start");
+    assert_eq!(vm["refused_actions"][0]["code"], "several_hypervisors");
+    assert_eq!(vm["copies"][1]["hypervisor"], "b");
+    assert_eq!(vm["copies"][1]["state"], "shut_off");
+    assert_eq!(vm["copies"][1]["allowed_actions"], json!(["start"]));
+
+    let said = "the VM is defined on a and b";
+    let unnamed = ended(&api, &act(&api, VM, "start", None).await).await;
+    assert!(
+        unnamed["failure"]["detail"].as_str().unwrap().starts_with(said),
+        "{unnamed}"
+    );
+    let request = json!({
+        "method": 32523,
+        "session_id": stack.session_as("ann", Role::Operator).await,
+        "data": {"instance_id": VM, "hypervisor": "b"},
+    });
+    let documented = stack.gateway(0).post(&request).await;
+    assert_eq!(documented.status(), 3);
+    assert!(documented.message().contains(said), "{}", documented.message());
+    let long = json!({"action": "start", "hypervisor": "x".repeat(129)});
+    api.post(&format!("/vms/{VM}/actions"), long)
+        .await
+        .problem(400, "invalid");
+
+    let named = |name: &str, key: &str| {
+        let request = api.request(Method::POST, &format!("/vms/{VM}/actions"));
+        let body = json!({"action": "start", "hypervisor": name});
+        Reply::of(request.header("idempotency-key", key).json(&body))
+    };
+    let started = ended(&api, &named("b", "k").await).await;
+    assert_eq!(
+        (&started["state"], &started["hypervisor"]),
+        (&json!("succeeded"), &json!("b"))
+    );
+    named("a", "k").await.problem(409, "conflict");
+    let second = ended(&api, &named("a", "l").await).await;
+    let detail = second["failure"]["detail"].as_str().unwrap();
+    assert!(detail.contains("the VM is running on b"), "{second}");
+    assert_eq!((a.commands().len(), b.accepted("os-start")), (0, 1));
 }
 
 #[tokio::test]

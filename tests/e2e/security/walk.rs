@@ -102,6 +102,11 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "instance_id": ID, "range": range, "points": 10 }),
             Viewer,
         ),
+        (
+            "metrics.vm.hypervisor_history",
+            json!({ "instance_id": ID, "range": range, "points": 10 }),
+            Viewer,
+        ),
         ("metrics.process.at", at.clone(), Viewer),
         (
             "metrics.process.history",

@@ -1,5 +1,9 @@
 import { whole } from "../format";
 
+/** What to do if the samples of a VM are stored late because of a limit. */
+const storedLate = (setting: string) =>
+  `Its newest samples are stored late. After an outage, this ends when the samples of the outage are stored. Otherwise let its agent report less, or raise ${setting} of metrics-svc.`;
+
 export const en = {
   product: "vmwatch",
   nav: { label: "Views", vms: "VMs", processes: "Processes", operations: "Operations", agents: "Agents", audit: "Audit", users: "Users", api: "API" },
@@ -74,6 +78,40 @@ export const en = {
       title: (by: string) => `Samples of this VM are refused, because their times are ahead by ${by}.`,
       remedy: "Set the clock and the UTC offset of the VM, and synchronize the clock with NTP.",
     },
+    over_limit: {
+      limits: {
+        messages: {
+          short: "too many messages",
+          title: (time: string) => `For ${time}, this VM has sent more messages per second than one VM may.`,
+          remedy: storedLate("VMWATCH_VM_MESSAGES_PER_SECOND"),
+        },
+        bytes: {
+          short: "too much data",
+          title: (time: string) => `For ${time}, this VM has sent more data per second than one VM may.`,
+          remedy: storedLate("VMWATCH_VM_BYTES_PER_SECOND"),
+        },
+        rows: {
+          short: "too many rows",
+          title: (time: string) => `For ${time}, this VM has sent more rows per second than one VM may.`,
+          remedy: storedLate("VMWATCH_VM_ROWS_PER_SECOND"),
+        },
+        buckets: {
+          short: "too many intervals",
+          title: (time: string) => `For ${time}, this VM has sent samples of more five-minute intervals per second than one VM may.`,
+          remedy: storedLate("VMWATCH_VM_BUCKETS_PER_SECOND"),
+        },
+        waiting: {
+          short: "queue full",
+          title: (time: string) => `For ${time}, as many samples of this VM have waited to be stored as one VM may have.`,
+          remedy: storedLate("VMWATCH_STREAM_MESSAGES_PER_VM"),
+        },
+        dead_letters: {
+          short: "samples refused",
+          title: (time: string) => `For ${time}, samples of this VM have been refused, and not all are kept as dead letters.`,
+          remedy: "They have impossible values. The command `vmwatch-metrics dead-letters list` shows the reasons.",
+        },
+      },
+    },
   },
   common: {
     loading: "Loading…",
@@ -126,8 +164,10 @@ export const en = {
     noMatchTitle: "No matching VMs",
     noMatch: "Change the search or the filters, or show all VMs.",
     showAll: "Show all",
+    conflict: "conflict",
     start: "Start",
     startVm: (name: string) => `Start ${name}`,
+    agentVersion: (version: string, isOutdated: boolean) => `Agent ${version}${isOutdated ? ", outdated" : ""}`,
     outdated: "Could not refresh the list. Retrying automatically…",
     measured: "by hypervisor",
     measuredTitle: "These values are measured by the hypervisor",
@@ -137,6 +177,11 @@ export const en = {
     notFoundTitle: "VM not found",
     notFound: "No hypervisor or agent has reported this VM, or you do not have access to it.",
     hypervisor: "Hypervisor",
+    copy: (hypervisor: string, state: string) => `${hypervisor} (${state})`,
+    conflict: {
+      title: (copies: string) => `Several hypervisors have this VM: ${copies}.`,
+      remedy: "Remove it from all but one of them. Until then, choose the hypervisor of each action.",
+    },
     lastReport: "Last report",
     distribution: "Distribution",
     kernel: "Kernel",
@@ -322,6 +367,32 @@ export const en = {
       "force-stop": "The VM is powered off immediately, without a shutdown. Data not yet written to disk is lost.",
     },
     confirmTitle: (action: string, name: string) => `${action} ${name}?`,
+  },
+  vmActions: {
+    on: "Hypervisor of the actions",
+    onHypervisor: (hypervisor: string) => `Hypervisor: ${hypervisor}`,
+    refused: (action: string, reason: string) => `${action} – ${reason}`,
+    reasons: {
+      already_running: "The VM is running already.",
+      already_off: "The VM is off already.",
+      off: "The VM is off.",
+      in_transition: "The VM is starting or shutting down.",
+      not_running: "The VM is paused or suspended.",
+      crashed: "The VM has crashed and is kept for inspection. Force it off first.",
+      unknown_state: "The state of the VM is unknown.",
+      locked: "The VM is locked in the cloud. Unlock it there first.",
+      busy: "The cloud is changing the VM. Wait until that has ended.",
+      rescue: "The VM is in rescue mode. End the rescue in the cloud first.",
+      resize_unconfirmed: "The VM was resized. Confirm or revert the resize in the cloud first.",
+      host_down: "The host of the VM is down.",
+      out_of_sync: "The cloud reports the VM as off, but its guest runs.",
+      error_state: "The cloud reports an error for the VM. Reset it instead.",
+      resume_first: "The cloud cannot power off a paused or suspended VM. Start it first.",
+      no_hypervisor: "No hypervisor has this VM.",
+      several_hypervisors: "Several hypervisors have this VM.",
+      not_off_elsewhere: "The VM is not off on another hypervisor.",
+      unknown_action: "The service does not know this action.",
+    },
   },
   operation: {
     title: "Operations",

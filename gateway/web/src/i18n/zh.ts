@@ -1,6 +1,9 @@
 import { whole } from "../format";
 import type { Texts } from ".";
 
+const storedLate = (setting: string) =>
+  `其最新采样会延迟保存。如果之前发生过中断，积压的采样保存完毕后此提示会消失；否则请减少代理上报的内容，或调高 metrics-svc 的 ${setting}。`;
+
 export const zh: Texts = {
   product: "vmwatch",
   nav: { label: "视图", vms: "虚拟机", processes: "进程", operations: "操作", agents: "Agent", audit: "审计", users: "用户", api: "API" },
@@ -75,6 +78,40 @@ export const zh: Texts = {
       title: (by) => `此虚拟机的采样时间超前 ${by}，已被拒绝。`,
       remedy: "请校正虚拟机的时钟和 UTC 偏移，并使用 NTP 同步时钟。",
     },
+    over_limit: {
+      limits: {
+        messages: {
+          short: "消息过多",
+          title: (time) => `此虚拟机每秒发送的消息数超出单台虚拟机的上限，已持续 ${time}。`,
+          remedy: storedLate("VMWATCH_VM_MESSAGES_PER_SECOND"),
+        },
+        bytes: {
+          short: "数据量过大",
+          title: (time) => `此虚拟机每秒发送的数据量超出单台虚拟机的上限，已持续 ${time}。`,
+          remedy: storedLate("VMWATCH_VM_BYTES_PER_SECOND"),
+        },
+        rows: {
+          short: "行数过多",
+          title: (time) => `此虚拟机每秒发送的行数超出单台虚拟机的上限，已持续 ${time}。`,
+          remedy: storedLate("VMWATCH_VM_ROWS_PER_SECOND"),
+        },
+        buckets: {
+          short: "时段过多",
+          title: (time) => `此虚拟机每秒发送的采样所涉及的五分钟时段数超出单台虚拟机的上限，已持续 ${time}。`,
+          remedy: storedLate("VMWATCH_VM_BUCKETS_PER_SECOND"),
+        },
+        waiting: {
+          short: "队列已满",
+          title: (time) => `此虚拟机等待保存的采样数已达到单台虚拟机的上限，已持续 ${time}。`,
+          remedy: storedLate("VMWATCH_STREAM_MESSAGES_PER_VM"),
+        },
+        dead_letters: {
+          short: "采样被拒绝",
+          title: (time) => `此虚拟机的采样被拒绝，且未全部保留为死信，已持续 ${time}。`,
+          remedy: "这些采样的数值不可能成立，原因可用命令 vmwatch-metrics dead-letters list 查看。",
+        },
+      },
+    },
   },
   common: {
     loading: "正在加载…",
@@ -125,7 +162,9 @@ export const zh: Texts = {
     noMatchTitle: "没有匹配的虚拟机",
     noMatch: "请调整搜索内容或筛选条件，或显示全部虚拟机。",
     showAll: "显示全部",
+    conflict: "平台冲突",
     start: "启动",
+    agentVersion: (version, isOutdated) => `代理 ${version}${isOutdated ? "，版本过旧" : ""}`,
     startVm: (name) => `启动 ${name}`,
     outdated: "列表刷新失败，正在自动重试…",
     measured: "平台测量",
@@ -136,6 +175,11 @@ export const zh: Texts = {
     notFoundTitle: "虚拟机不存在",
     notFound: "没有虚拟化平台或 Agent 上报过该虚拟机，或您没有访问权限。",
     hypervisor: "虚拟化平台",
+    copy: (hypervisor, state) => `${hypervisor}（${state}）`,
+    conflict: {
+      title: (copies) => `多个虚拟化平台拥有此虚拟机：${copies}。`,
+      remedy: "请仅在其中一个平台保留它。在此之前，请为每次操作选择虚拟化平台。",
+    },
     lastReport: "最近上报",
     distribution: "发行版",
     kernel: "内核",
@@ -317,6 +361,32 @@ export const zh: Texts = {
       "force-stop": "虚拟机将立即断电，不执行正常关机，未写入磁盘的数据会丢失。",
     },
     confirmTitle: (action, name) => `确定对 ${name} 执行“${action}”吗？`,
+  },
+  vmActions: {
+    on: "执行操作的虚拟化平台",
+    onHypervisor: (hypervisor) => `虚拟化平台：${hypervisor}`,
+    refused: (action, reason) => `${action} – ${reason}`,
+    reasons: {
+      already_running: "虚拟机已在运行。",
+      already_off: "虚拟机已关机。",
+      off: "虚拟机处于关机状态。",
+      in_transition: "虚拟机正在启动或关机。",
+      not_running: "虚拟机已暂停或挂起。",
+      crashed: "虚拟机已崩溃并保留现场，请先强制关机。",
+      unknown_state: "虚拟机状态未知。",
+      locked: "虚拟机已在云平台中锁定，请先在云平台中解锁。",
+      busy: "云平台正在处理此虚拟机，请等待完成。",
+      rescue: "虚拟机处于救援模式，请先在云平台中退出救援。",
+      resize_unconfirmed: "虚拟机已调整规格，请先在云平台中确认或回退。",
+      host_down: "虚拟机所在主机已停止工作。",
+      out_of_sync: "云平台显示虚拟机已关机，但其仍在运行。",
+      error_state: "云平台报告虚拟机出错，请改用强制重启。",
+      resume_first: "云平台无法关闭已暂停或挂起的虚拟机，请先启动。",
+      no_hypervisor: "没有虚拟化平台拥有此虚拟机。",
+      several_hypervisors: "多个虚拟化平台拥有此虚拟机。",
+      not_off_elsewhere: "虚拟机在另一个虚拟化平台上未关机。",
+      unknown_action: "服务不支持此操作。",
+    },
   },
   operation: {
     title: "操作记录",

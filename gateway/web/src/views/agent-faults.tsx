@@ -1,5 +1,5 @@
-//! Shows why the samples of a VM may be wrong or are not stored: its clock, the UTC offset of its agent, or a second agent
-//! with its id.
+//! Shows why the samples of a VM may be wrong, late or not stored: its clock, the UTC offset of its agent, a second agent
+//! with its id, or a limit that it is above.
 import type { Vm } from "../api/client";
 import { duration } from "../format";
 import { t } from "../i18n";
@@ -29,6 +29,10 @@ function describe(fault: Fault): { short: string; title: string; remedy: string 
       const { short, title, remedy } = texts.date_ahead;
       return { short, title: title(duration(fault.ahead_ms)), remedy };
     }
+    case "over_limit": {
+      const limit = fault.limit === "unknown" ? undefined : texts.over_limit.limits[fault.limit];
+      return limit ? { ...limit, title: limit.title(duration(fault.for_ms)) } : null;
+    }
     default:
       return null;
   }
@@ -39,9 +43,16 @@ export const isUnstored = (faults: Fault[]) => faults.some(({ kind }) => kind ==
 
 const describeAll = (faults: Fault[]) => faults.map(describe).filter((fault) => fault !== null);
 
-/** One badge per fault, for a row of the list. */
-export function FaultBadges({ faults }: { faults: Fault[] }) {
-  return describeAll(faults).map(({ short, title }) => <Badge key={short} tone="warn" title={title}>{short}</Badge>);
+/** The first fault and the number of further ones, for a row of the list; null without faults. */
+export function FaultBadge({ faults }: { faults: Fault[] }) {
+  const [first, ...others] = describeAll(faults);
+  if (!first) return null;
+  return (
+    <>
+      <Badge tone="warn" title={first.title}>{first.short}</Badge>
+      {others.length > 0 && <span class="faint" title={others.map(({ title }) => title).join("\n")}> +{others.length}</span>}
+    </>
+  );
 }
 
 /** Shows each fault of the agent and its remedy. */

@@ -17,6 +17,8 @@ const MAX_LIMIT = 1000;
 const AHEAD = 60;
 /** The rows on the screen are read again at this interval: live events do not tell of new, removed and silent VMs. */
 const REFRESH_MS = 6_000;
+/** Shortest time until rows on the screen are read again after a VM has changed its state. */
+const OUTDATED_MS = 1_000;
 /** Interval at which live values move rows. */
 const SORT_MS = 3_000;
 /** VMs may report many times a second; the list is drawn at this interval. */
@@ -46,6 +48,8 @@ export class VmList {
   private total = 0;
   private reading = false;
   private readAt = 0;
+  /** A VM on the screen has changed its state since its row was requested. */
+  private outdated = false;
   private sortedAt = 0;
   private view = { first: 0, last: 0 };
   private readonly stop = new AbortController();
@@ -63,9 +67,9 @@ export class VmList {
         this.change(instance_id, { sample, agent: "reporting", last_report_at: new Date().toISOString() })),
       onEvent("hypervisor_sample", ({ instance_id, ...sample }) =>
         this.change(instance_id, { hypervisor_sample: { ...sample, restricted: null } })),
-      onEvent("machine", ({ instance_id, state }) => this.change(instance_id, { state })),
+      onEvent("machine", ({ instance_id, state }) => this.changeState(instance_id, state)),
       onEvent("operation", ({ instance_id, machine_state }) => {
-        if (machine_state) this.change(instance_id, { state: machine_state });
+        if (machine_state) this.changeState(instance_id, machine_state);
       }),
     ];
     this.refresh();
@@ -107,7 +111,7 @@ export class VmList {
 
   private tick(): void {
     const now = Date.now();
-    if (!this.reading && now - this.readAt >= REFRESH_MS) {
+    if (!this.reading && now - this.readAt >= (this.outdated ? OUTDATED_MS : REFRESH_MS)) {
       if (!this.loadMissing()) this.refresh();
     } else if (now - this.sortedAt >= SORT_MS) {
       this.sortedAt = now;
@@ -118,6 +122,7 @@ export class VmList {
   private async read(start: Start, limit: number): Promise<void> {
     if (this.reading) return;
     this.reading = true;
+    this.outdated = false;
     const requestedAt = Date.now();
     const { q, state, agent, label, sort, order } = this.selection;
     const query = {
@@ -142,6 +147,14 @@ export class VmList {
     this.rows.sort(this.held());
     this.draw();
     if (!this.failure) this.loadMissing();
+  }
+
+  /** Shows the new state, and reads the rows on the screen again soon for the actions that it allows. */
+  private changeState(id: string, state: Vm["state"]): void {
+    const index = this.rows.indexOf(id);
+    if (index >= this.view.first && index < this.view.last) this.outdated = true;
+    // If several hypervisors have the VM, the event may be of another one than the one whose state is shown.
+    if (index >= 0 && this.rows.at(index)?.copies.length === 0) this.change(id, { state });
   }
 
   private change(id: string, changes: Partial<Vm>): void {

@@ -1,6 +1,6 @@
 //! Lists the VMs of a libvirt connection with a few calls, however many VMs there are.
 //!
-//! The list of a single state tells the state of its VMs. Only VMs in other states are asked for it one by one: paused
+//! All VMs in the list of a single state have that state. Only VMs in other states are asked for it one by one: paused
 //! ones, because a VM that is being started is paused as well, and those whose state changed between the lists.
 
 use std::collections::HashSet;
@@ -77,7 +77,7 @@ fn found(domain: &Domain, states: &States) -> Result<Option<(Uuid, Found)>, Erro
             let found = id.map(|id| Found {
                 id,
                 name,
-                state,
+                state: state.into(),
                 labels: None,
             });
             Ok(found.map(|found| (uuid, found)))

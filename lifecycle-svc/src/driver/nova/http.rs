@@ -22,8 +22,6 @@ use rustls::{
 
 use crate::driver::{DriverError, one_line};
 
-/// Maximum size of a cloud's answer. A page of 1,000 servers has about 3 MiB.
-const LARGEST_ANSWER: usize = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle timeout of pooled connections. It is shorter than that of common proxies, so that no request is sent on a
 /// connection that the proxy is about to close.
@@ -76,25 +74,26 @@ impl Http {
         Ok(Self(client))
     }
 
-    /// Sends a request and reads the whole answer. There is no deadline here, because the driver call as a whole has
+    /// Sends a request and reads the whole answer, of at most `max_answer` bytes. There is no deadline here, because the driver call as a whole has
     /// one.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, DriverError> {
+    pub(super) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        max_answer: usize,
+    ) -> Result<Answer, DriverError> {
         let answer = self
             .0
             .request(request)
             .await
             .map_err(|error| unreachable(&error))?;
         let (head, body) = answer.into_parts();
-        let body = Limited::new(body, LARGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    DriverError::Rejected("the cloud's answer is too large".to_owned())
-                } else {
-                    DriverError::Unavailable(one_line(&format!("the cloud's answer was incomplete: {error}")))
-                }
-            })?;
+        let body = Limited::new(body, max_answer).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                DriverError::Rejected("the cloud's answer is too large".to_owned())
+            } else {
+                DriverError::Unavailable(one_line(&format!("the cloud's answer was incomplete: {error}")))
+            }
+        })?;
         Ok(Answer {
             status: head.status,
             headers: head.headers,

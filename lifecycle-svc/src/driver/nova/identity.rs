@@ -1,7 +1,7 @@
 //! Session with Keystone v3 (OpenStack's identity service): a token, and Nova's address from the service catalogue. It
 //! is renewed before the token expires and when the token is refused.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header::CONTENT_TYPE};
@@ -19,6 +19,10 @@ use super::{
 };
 use crate::driver::DriverError;
 
+/// Maximum size of Keystone's answer, most of which is the catalogue.
+const MAX_ANSWER: usize = 8 << 20;
+/// Version of Nova's API that is added to an address without one. All releases since OpenStack Kilo (2015) have it.
+const COMPUTE_VERSION: &str = "v2.1";
 /// A token is renewed this long before it expires, or, if its lifetime is short, after three quarters of the lifetime.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_mins(5);
 
@@ -109,7 +113,7 @@ impl Identity {
             .header(CONTENT_TYPE, "application/json")
             .body(body)
             .map_err(|error| DriverError::Rejected(format!("auth_url is not a valid address: {error}")))?;
-        let answer = http.send(request).await?;
+        let answer = http.send(request, MAX_ANSWER).await?;
         match answer.status {
             StatusCode::CREATED => {
                 info!(keystone = self.settings.auth_url, "logged in to Keystone");
@@ -135,35 +139,69 @@ impl Identity {
         let life = body.token.expires_at.duration_since(Timestamp::now());
         let life = Duration::try_from(life).unwrap_or_default();
         let compute = match &self.settings.compute_url {
-            Some(url) => url.clone(),
-            None => self.compute_of(&body.token.catalog).ok_or_else(|| {
-                let position = self.settings.region.as_deref().unwrap_or("any region");
-                missing(&format!(
-                    "{} endpoint of a compute service in {position}",
-                    self.settings.interface
-                ))
-            })?,
+            Some(url) => url.as_str(),
+            None => self.compute_of(&body.token.catalog)?,
         };
         Ok(Session {
             token,
-            compute,
+            compute: with_version(compute),
             renew_at: Instant::now() + life.saturating_sub(RENEW_BEFORE_EXPIRY.min(life / 4)),
         })
     }
 
-    fn compute_of(&self, catalog: &[CatalogService]) -> Option<String> {
+    /// The address of Nova in the catalogue. Several regions without a setting that names one are an error, because an
+    /// arbitrary region would hide the VMs of the others.
+    fn compute_of<'a>(&self, catalog: &'a [CatalogService]) -> Result<&'a str, DriverError> {
+        let NovaSettings {
+            region, interface, ..
+        } = &self.settings;
         let endpoints = catalog
             .iter()
             .filter(|service| service.kind == "compute")
-            .flat_map(|service| &service.endpoints);
-        let region = self.settings.region.as_ref();
-        let mut fitting = endpoints.filter(|endpoint| {
-            endpoint.interface == self.settings.interface
-                && region.is_none_or(|region| endpoint.region_id.as_ref() == Some(region))
-        });
-        fitting
-            .next()
-            .map(|endpoint| endpoint.url.trim_end_matches('/').to_owned())
+            .flat_map(|service| &service.endpoints)
+            .filter(|endpoint| endpoint.interface == *interface);
+        let regions: BTreeSet<_> = endpoints
+            .clone()
+            .filter_map(|found| found.region_id.as_deref())
+            .collect();
+        let is_unique = regions.len() < 2;
+        let regions = regions.into_iter().collect::<Vec<_>>().join(", ");
+        let Some(region) = region else {
+            if !is_unique {
+                return Err(DriverError::Rejected(format!(
+                    "the cloud has several regions: {regions}; set region in the settings of the cloud"
+                )));
+            }
+            let first = endpoints.map(|endpoint| endpoint.url.as_str()).next();
+            return first.ok_or_else(|| {
+                let problem =
+                    format!("the catalogue of Keystone has no {interface} endpoint of a compute service");
+                DriverError::Rejected(problem)
+            });
+        };
+        let mut fitting = endpoints.filter(|endpoint| endpoint.region_id.as_ref() == Some(region));
+        let found = fitting.next().map(|endpoint| endpoint.url.as_str());
+        found.ok_or_else(|| {
+            DriverError::Rejected(format!(
+                "the catalogue of Keystone has no {interface} endpoint of a compute service in the region {region}; \
+                 its regions: {regions}"
+            ))
+        })
+    }
+}
+
+/// Adds the version of Nova's API to its address, unless the address has one. Catalogues may name the root of the service.
+fn with_version(url: &str) -> String {
+    let url = url.trim_end_matches('/');
+    let is_version = |part: &str| {
+        part.strip_prefix('v')
+            .is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    // The first three parts are the scheme, an empty part and the host.
+    if url.split('/').skip(3).any(is_version) {
+        url.to_owned()
+    } else {
+        format!("{url}/{COMPUTE_VERSION}")
     }
 }
 
@@ -199,4 +237,23 @@ fn login_body(login: &Login) -> Value {
 /// Encodes a value as a JSON request body.
 pub(super) fn json_body(value: &Value) -> Full<Bytes> {
     Full::from(value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_is_added_to_address_of_nova_without_one() {
+        for (url, expected) in [
+            ("https://cloud:8774", "https://cloud:8774/v2.1"),
+            ("https://cloud:8774/", "https://cloud:8774/v2.1"),
+            ("https://v2/compute/", "https://v2/compute/v2.1"),
+            ("https://cloud/compute/v2.1", "https://cloud/compute/v2.1"),
+            ("https://cloud/v2.1/0123abcd/", "https://cloud/v2.1/0123abcd"),
+            ("https://cloud/v2/0123abcd", "https://cloud/v2/0123abcd"),
+        ] {
+            assert_eq!(with_version(url), expected);
+        }
+    }
 }

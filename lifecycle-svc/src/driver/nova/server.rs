@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
-use vmwatch_api::lifecycle::MachineState;
+use vmwatch_api::{actions::Refusal, lifecycle::MachineState};
 
-use crate::driver::labels::FoundLabels;
+use crate::driver::{VmState, labels::FoundLabels};
 
 /// A server (VM), as returned by Nova.
 #[derive(Debug, Deserialize)]
@@ -17,6 +17,14 @@ pub(super) struct Server {
     pub(super) status: String,
     #[serde(rename = "OS-EXT-STS:task_state", default)]
     pub(super) task: Option<String>,
+    /// State of the guest on its host, as a number of [`power`]; `None` if Nova does not show it.
+    #[serde(rename = "OS-EXT-STS:power_state", default)]
+    pub(super) power: Option<i64>,
+    /// Whether the compute service of the host reports; only administrators of the cloud see it.
+    #[serde(default)]
+    pub(super) host_status: Option<String>,
+    #[serde(default)]
+    pub(super) locked: bool,
     #[serde(default)]
     pub(super) fault: Option<ServerFault>,
     #[serde(default)]
@@ -83,54 +91,266 @@ pub(super) fn labels_of(server: &Server) -> FoundLabels {
     labels
 }
 
-/// Derives the state of a VM from its status and its current task, which Nova reports separately.
-pub(super) fn state_of(server: &Server) -> MachineState {
+/// Nova's numbers for the state of a guest on its host.
+mod power {
+    pub(super) const RUNNING: i64 = 1;
+    pub(super) const PAUSED: i64 = 3;
+    pub(super) const SHUTDOWN: i64 = 4;
+    pub(super) const CRASHED: i64 = 6;
+    pub(super) const SUSPENDED: i64 = 7;
+}
+
+impl Server {
+    /// Whether the server is shelved, so that `unshelve` starts it.
+    pub(super) fn is_shelved(&self) -> bool {
+        self.status.starts_with("SHELVED")
+    }
+
+    /// Whether Nova does not know what happens on the host of the server. A server without a host has an empty status.
+    fn is_host_down(&self) -> bool {
+        matches!(self.host_status.as_deref(), Some("DOWN" | "UNKNOWN"))
+    }
+}
+
+/// Derives the state of a VM. Nova reports separately what the VM should be (`status`), what it is doing with the VM
+/// (`task_state`), what the host last reported of the guest (`power_state`), and whether the host reports at all.
+pub(super) fn state_of(server: &Server) -> VmState {
+    let (state, hindrance) = by_status(server);
+    if server.is_host_down() {
+        let is_off = state == MachineState::ShutOff;
+        return VmState {
+            state: if is_off { state } else { MachineState::Unknown },
+            hindrance: Some(Refusal::HostDown),
+        };
+    }
+    VmState {
+        state,
+        hindrance: if server.locked {
+            Some(Refusal::Locked)
+        } else {
+            hindrance
+        },
+    }
+}
+
+fn by_status(server: &Server) -> (MachineState, Option<Refusal>) {
+    use MachineState as Is;
     match (server.status.as_str(), server.task.as_deref()) {
-        ("ACTIVE", Some("powering-off" | "suspending" | "shelving" | "deleting")) => {
-            MachineState::ShuttingDown
+        ("ACTIVE", Some("powering-off" | "suspending" | "pausing" | "deleting" | "soft-deleting")) => {
+            (Is::ShuttingDown, None)
         }
-        ("ACTIVE", Some(task)) if task.starts_with("reboot") => MachineState::Starting,
-        ("ACTIVE" | "PASSWORD" | "MIGRATING", _) => MachineState::Running,
+        ("ACTIVE", Some(task)) if task.starts_with("shelving") => (Is::ShuttingDown, None),
+        ("ACTIVE", Some(task)) if task.starts_with("reboot") => (Is::Starting, None),
         ("REBOOT" | "HARD_REBOOT" | "BUILD", _)
         | ("SHUTOFF", Some("powering-on"))
         | ("PAUSED", Some("unpausing"))
-        | ("SUSPENDED", Some("resuming")) => MachineState::Starting,
-        ("SHUTOFF", _) => MachineState::ShutOff,
-        ("PAUSED", _) => MachineState::Paused,
-        ("SUSPENDED", _) => MachineState::Suspended,
-        ("ERROR", _) => MachineState::Crashed,
-        _ => MachineState::Unknown,
+        | ("SUSPENDED", Some("resuming"))
+        | ("SHELVED" | "SHELVED_OFFLOADED", Some("unshelving")) => (Is::Starting, None),
+        ("ACTIVE", None) => (active(server.power), None),
+        ("SHUTOFF", None) if server.power == Some(power::RUNNING) => (Is::Unknown, Some(Refusal::OutOfSync)),
+        ("SHUTOFF" | "SHELVED" | "SHELVED_OFFLOADED", None) => (Is::ShutOff, None),
+        ("PAUSED", None) => (Is::Paused, Some(Refusal::ResumeFirst)),
+        ("SUSPENDED", None) => (Is::Suspended, Some(Refusal::ResumeFirst)),
+        ("ERROR", _) if server.power == Some(power::RUNNING) => (Is::Running, Some(Refusal::ErrorState)),
+        ("ERROR", _) => (Is::Crashed, None),
+        ("VERIFY_RESIZE", _) => match server.power {
+            Some(power::SHUTDOWN) => (Is::ShutOff, Some(Refusal::ResizeUnconfirmed)),
+            power => (active(power), Some(Refusal::ResizeUnconfirmed)),
+        },
+        ("ACTIVE" | "PASSWORD" | "MIGRATING", _) => (active(server.power), Some(Refusal::Busy)),
+        ("SHUTOFF" | "SHELVED" | "SHELVED_OFFLOADED", _) => (Is::ShutOff, Some(Refusal::Busy)),
+        ("PAUSED", _) => (Is::Paused, Some(Refusal::Busy)),
+        ("SUSPENDED", _) => (Is::Suspended, Some(Refusal::Busy)),
+        ("RESIZE" | "REVERT_RESIZE" | "REBUILD", _) => (Is::Unknown, Some(Refusal::Busy)),
+        // The rescue system runs, not the VM's own.
+        ("RESCUE", _) => (Is::Unknown, Some(Refusal::Rescue)),
+        _ => (Is::Unknown, None),
+    }
+}
+
+/// The state of a VM that should run. If its guest does not run, it counts as crashed: Nova refuses to start it, but can
+/// power it off.
+const fn active(power: Option<i64>) -> MachineState {
+    match power {
+        None | Some(power::RUNNING) => MachineState::Running,
+        Some(power::PAUSED | power::SHUTDOWN | power::CRASHED | power::SUSPENDED) => MachineState::Crashed,
+        Some(_) => MachineState::Unknown,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
+    fn server(status: &str, task: Option<&str>, more: &Value) -> Server {
+        let mut server = json!({"id": "", "status": status, "OS-EXT-STS:task_state": task});
+        server
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        serde_json::from_value(server).unwrap()
+    }
+
     #[test]
-    fn vm_state_is_derived_from_nova_status_and_task() {
-        for (status, task, state) in [
-            ("ACTIVE", None, MachineState::Running),
-            ("ACTIVE", Some("powering-off"), MachineState::ShuttingDown),
-            ("ACTIVE", Some("reboot_started"), MachineState::Starting),
-            ("REBOOT", Some("reboot_pending"), MachineState::Starting),
-            ("SHUTOFF", None, MachineState::ShutOff),
-            ("SHUTOFF", Some("powering-on"), MachineState::Starting),
-            ("PAUSED", None, MachineState::Paused),
-            ("ERROR", None, MachineState::Crashed),
-            ("SHELVED_OFFLOADED", None, MachineState::Unknown),
+    #[expect(clippy::too_many_lines, reason = "the table has one entry per case")]
+    fn vm_state_is_derived_from_nova_status_task_power_and_host() {
+        use MachineState as Is;
+        let power = |number: i64| json!({"OS-EXT-STS:power_state": number});
+        let none = || json!({});
+        for (status, task, more, state, hindrance) in [
+            ("ACTIVE", None, none(), Is::Running, None),
+            ("ACTIVE", None, power(1), Is::Running, None),
+            ("ACTIVE", None, power(0), Is::Unknown, None),
+            ("ACTIVE", None, power(3), Is::Crashed, None),
+            ("ACTIVE", None, power(4), Is::Crashed, None),
+            ("ACTIVE", None, power(6), Is::Crashed, None),
+            ("ACTIVE", None, json!({"host_status": "UP"}), Is::Running, None),
+            (
+                "ACTIVE",
+                None,
+                json!({"host_status": "MAINTENANCE"}),
+                Is::Running,
+                None,
+            ),
+            (
+                "ACTIVE",
+                None,
+                json!({"host_status": "DOWN"}),
+                Is::Unknown,
+                Some(Refusal::HostDown),
+            ),
+            (
+                "ACTIVE",
+                None,
+                json!({"host_status": "UNKNOWN"}),
+                Is::Unknown,
+                Some(Refusal::HostDown),
+            ),
+            (
+                "SHUTOFF",
+                None,
+                json!({"host_status": "DOWN", "locked": true}),
+                Is::ShutOff,
+                Some(Refusal::HostDown),
+            ),
+            (
+                "ACTIVE",
+                None,
+                json!({"locked": true}),
+                Is::Running,
+                Some(Refusal::Locked),
+            ),
+            (
+                "RESCUE",
+                None,
+                json!({"locked": true}),
+                Is::Unknown,
+                Some(Refusal::Locked),
+            ),
+            ("ACTIVE", Some("powering-off"), power(1), Is::ShuttingDown, None),
+            (
+                "ACTIVE",
+                Some("shelving_image_uploading"),
+                power(1),
+                Is::ShuttingDown,
+                None,
+            ),
+            ("ACTIVE", Some("reboot_started"), power(4), Is::Starting, None),
+            (
+                "ACTIVE",
+                Some("image_snapshot"),
+                power(1),
+                Is::Running,
+                Some(Refusal::Busy),
+            ),
+            (
+                "MIGRATING",
+                Some("migrating"),
+                power(1),
+                Is::Running,
+                Some(Refusal::Busy),
+            ),
+            ("REBOOT", Some("reboot_pending"), none(), Is::Starting, None),
+            ("SHUTOFF", None, power(4), Is::ShutOff, None),
+            ("SHUTOFF", None, power(1), Is::Unknown, Some(Refusal::OutOfSync)),
+            ("SHUTOFF", Some("powering-on"), power(4), Is::Starting, None),
+            (
+                "SHUTOFF",
+                Some("image_snapshot"),
+                power(4),
+                Is::ShutOff,
+                Some(Refusal::Busy),
+            ),
+            ("PAUSED", None, power(3), Is::Paused, Some(Refusal::ResumeFirst)),
+            ("PAUSED", Some("unpausing"), power(3), Is::Starting, None),
+            (
+                "SUSPENDED",
+                None,
+                power(4),
+                Is::Suspended,
+                Some(Refusal::ResumeFirst),
+            ),
+            ("SHELVED", None, power(4), Is::ShutOff, None),
+            (
+                "SHELVED",
+                Some("shelving_offloading"),
+                power(4),
+                Is::ShutOff,
+                Some(Refusal::Busy),
+            ),
+            (
+                "SHELVED_OFFLOADED",
+                None,
+                json!({"host_status": ""}),
+                Is::ShutOff,
+                None,
+            ),
+            (
+                "SHELVED_OFFLOADED",
+                Some("unshelving"),
+                power(4),
+                Is::Starting,
+                None,
+            ),
+            (
+                "VERIFY_RESIZE",
+                None,
+                power(1),
+                Is::Running,
+                Some(Refusal::ResizeUnconfirmed),
+            ),
+            (
+                "VERIFY_RESIZE",
+                None,
+                power(4),
+                Is::ShutOff,
+                Some(Refusal::ResizeUnconfirmed),
+            ),
+            (
+                "RESIZE",
+                Some("resize_migrating"),
+                power(1),
+                Is::Unknown,
+                Some(Refusal::Busy),
+            ),
+            (
+                "REBUILD",
+                Some("rebuilding"),
+                power(1),
+                Is::Unknown,
+                Some(Refusal::Busy),
+            ),
+            ("RESCUE", None, power(1), Is::Unknown, Some(Refusal::Rescue)),
+            ("ERROR", None, power(1), Is::Running, Some(Refusal::ErrorState)),
+            ("ERROR", None, power(4), Is::Crashed, None),
+            ("ERROR", None, none(), Is::Crashed, None),
+            ("BUILD", Some("spawning"), power(0), Is::Starting, None),
+            ("SOFT_DELETED", None, power(4), Is::Unknown, None),
         ] {
-            let task = task.map(str::to_owned);
-            let server = Server {
-                id: String::new(),
-                name: String::new(),
-                status: status.to_owned(),
-                task,
-                fault: None,
-                metadata: BTreeMap::new(),
-                tags: Vec::new(),
-            };
-            assert_eq!(state_of(&server), state, "{server:?}");
+            let server = server(status, task, &more);
+            assert_eq!(state_of(&server), VmState { state, hindrance }, "{server:?}");
         }
     }
 }

@@ -28,10 +28,10 @@ impl fmt::Debug for Secret {
 /// Address of an OpenStack cloud and the credentials for it.
 #[derive(Debug, Clone)]
 pub(crate) struct NovaSettings {
-    /// Address of Keystone, including `/v3`.
+    /// Address of Keystone, including the version.
     pub(super) auth_url: String,
     pub(super) login: Login,
-    /// Region of Nova's endpoint in the service catalogue; the first endpoint is used if this is `None`.
+    /// Region of Nova's endpoint in the service catalogue. It may be `None` if the catalogue has one region.
     pub(super) region: Option<String>,
     /// Interface of Nova's endpoint in the service catalogue, such as `public`.
     pub(super) interface: String,
@@ -110,12 +110,22 @@ impl NovaSettings {
         Ok(Self {
             ca: ca.map_err(|error| in_file(format!("ca_file cannot be read: {error}")))?,
             login: file.login().map_err(in_file)?,
-            auth_url: file.auth_url.trim_end_matches('/').to_owned(),
+            auth_url: with_version(&file.auth_url),
             region: file.region,
             interface: file.interface,
             compute_url: file.compute_url.map(|url| url.trim_end_matches('/').to_owned()),
             all_projects: file.all_projects,
         })
+    }
+}
+
+/// Adds the version to the address of Keystone, unless the address has it.
+fn with_version(auth_url: &str) -> String {
+    let url = auth_url.trim_end_matches('/');
+    if url.ends_with("/v3") {
+        url.to_owned()
+    } else {
+        format!("{url}/v3")
     }
 }
 
@@ -192,6 +202,16 @@ mod tests {
         };
         assert_eq!((password.reveal(), user_domain.as_str()), ("hunter2", "Default"));
         assert!(!format!("{settings:?}").contains("hunter2"));
+
+        for url in [
+            "http://cloud",
+            "http://cloud/",
+            "http://cloud/v3",
+            "http://cloud/v3//",
+        ] {
+            assert_eq!(with_version(url), "http://cloud/v3");
+        }
+        assert_eq!(with_version("http://v3/identity"), "http://v3/identity/v3");
 
         let settings = read(
             folder.path(),

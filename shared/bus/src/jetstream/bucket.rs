@@ -102,6 +102,20 @@ impl Bucket {
         unless_changed(self.write(key, expecting(revision), value).await)
     }
 
+    /// Like [`Bucket::update`], with a value that NATS deletes after the time `keep`, such as `1h`. The bucket must allow
+    /// that (`allow_message_ttl`).
+    pub async fn update_for(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: u64,
+        keep: &str,
+    ) -> Result<Option<u64>, JetStreamError> {
+        let mut headers = expecting(revision);
+        headers.insert(NATS_MESSAGE_TTL, keep);
+        unless_changed(self.write(key, headers, value).await)
+    }
+
     /// Deletes a key; also succeeds if the key does not exist.
     pub async fn delete(&self, key: &str) -> Result<(), JetStreamError> {
         let mut headers = HeaderMap::new();

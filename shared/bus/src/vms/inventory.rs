@@ -167,8 +167,8 @@ impl Table for InventoryTable {
             Some(InventoryKey::Hypervisor(name)) => {
                 self.set_hypervisor(name, decode(entry, INVENTORY_BUCKET));
             }
-            // A newer version of vmwatch wrote this key; this version ignores it.
-            None => {}
+            // Claims are not part of the list, and neither are keys of a newer version of vmwatch.
+            Some(InventoryKey::Start(_)) | None => {}
         }
     }
 }
@@ -176,7 +176,10 @@ impl Table for InventoryTable {
 /// Helpers for the tests of this module and of the list.
 #[cfg(test)]
 pub(super) mod examples {
-    use vmwatch_api::lifecycle::MachineState;
+    use vmwatch_api::{
+        actions::{Refusal, VmAction},
+        lifecycle::MachineState,
+    };
 
     use super::*;
 
@@ -193,6 +196,7 @@ pub(super) mod examples {
                 name: name.to_owned(),
                 state,
                 labels: BTreeMap::new(),
+                refused: [(VmAction::Reset, Refusal::Locked)].into(),
                 changed_at_ms: 1,
             };
             self.set_vm(hypervisor, id.parse().unwrap(), Some(vm));

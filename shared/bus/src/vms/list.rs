@@ -8,6 +8,7 @@ use std::{
 
 use vmwatch_api::{
     InstanceId, PageRoom, Scope,
+    actions::{Refusal, Refused, VmAction, all_refused},
     agents::{AgentFault, AgentStatus},
     inventory::InventoryHypervisor,
     labels::HYPERVISOR_LABEL,
@@ -15,8 +16,8 @@ use vmwatch_api::{
     processes::Order,
     time::UtcOffset,
     vms::{
-        Agent, AgentFilter, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue, VmCursor, VmDetail,
-        VmPage, VmQuery, VmSort,
+        Agent, AgentFilter, CopyOnHypervisor, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue,
+        VmCursor, VmDetail, VmPage, VmQuery, VmSort,
     },
     wire::{Fault, FaultKind},
 };
@@ -58,6 +59,7 @@ pub struct Measures<'a> {
 /// A VM that may be listed.
 #[derive(Debug, Clone, Copy)]
 struct Found<'a> {
+    inventory: &'a InventoryTable,
     id: &'a InstanceId,
     copies: &'a [VmCopy],
     /// The copy that the list shows.
@@ -248,6 +250,7 @@ impl<'a> Vms<'a> {
             Some(_) => Agent::Silent,
         });
         Found {
+            inventory: self.inventory,
             id,
             copies,
             copy: None,
@@ -388,6 +391,43 @@ impl<'a> Found<'a> {
         Key { value, id: self.id }
     }
 
+    /// The actions that are not allowed without naming a hypervisor.
+    fn refused(&self) -> Refused {
+        match self.copies {
+            [] => all_refused(Refusal::NoHypervisor),
+            [only] => only.vm.refused.clone(),
+            _ => all_refused(Refusal::SeveralHypervisors),
+        }
+    }
+
+    /// The VM on each hypervisor that has it, if several have it. A copy on an unreachable hypervisor does not refuse a start
+    /// here, because the command depends on when that hypervisor last answered.
+    fn all_copies(&self) -> Vec<CopyOnHypervisor> {
+        if self.copies.len() < 2 {
+            return Vec::new();
+        }
+        let shown = |copy: &VmCopy| {
+            let is_reachable = |other: &VmCopy| {
+                let hypervisor = self.inventory.hypervisor(&other.hypervisor);
+                hypervisor.is_some_and(|hypervisor| hypervisor.is_reachable(self.now_ms))
+            };
+            let mut others = self
+                .copies
+                .iter()
+                .filter(|other| other.hypervisor != copy.hypervisor && is_reachable(other));
+            let mut refused = copy.vm.refused.clone();
+            if others.any(|other| !other.vm.state.is_off()) {
+                refused.entry(VmAction::Start).or_insert(Refusal::NotOffElsewhere);
+            }
+            CopyOnHypervisor {
+                hypervisor: copy.hypervisor.to_string(),
+                state: copy.vm.state,
+                refused,
+            }
+        };
+        self.copies.iter().map(shown).collect()
+    }
+
     fn listed(&self, now_ms: u64) -> ListedVm {
         let others = self.copies.iter().filter(|other| {
             let shown = self.copy.map(|copy| &copy.hypervisor);
@@ -405,6 +445,8 @@ impl<'a> Found<'a> {
             hypervisor: self.copy.map(|copy| copy.hypervisor.to_string()),
             also_on: others.map(|copy| copy.hypervisor.to_string()).collect(),
             state: self.copy.map(|copy| copy.vm.state),
+            refused: self.refused(),
+            copies: self.all_copies(),
             labels,
             agent: self.agent,
             last_report_ms: self.row.map(|row| row.reported_ms),

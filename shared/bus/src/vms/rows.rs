@@ -29,7 +29,7 @@ pub const MAX_ROWS: usize = 50_000;
 /// The newest rows of VMs, sorted by id.
 #[derive(Debug, Default)]
 pub struct Rows {
-    rows: BTreeMap<InstanceId, Row>,
+    vms: BTreeMap<InstanceId, Row>,
     unstored: Unstored,
     over_limits: OverLimits,
 }
@@ -136,12 +136,12 @@ impl Row {
 impl Rows {
     /// The newest row of a VM.
     pub fn get(&self, id: &InstanceId) -> Option<&Row> {
-        self.rows.get(id)
+        self.vms.get(id)
     }
 
     /// Number of VMs.
     pub fn count(&self) -> usize {
-        self.rows.len()
+        self.vms.len()
     }
 
     /// Adds a sample, and its sender if it came from the bus. Returns `false` if the VM is not known and there are
@@ -160,7 +160,7 @@ impl Rows {
         let arrived_ms = sender.map_or(reported_ms, |sender| sender.arrived_ms);
         self.unstored.stored(id, arrived_ms);
         let is_kept = self.merge(id, row);
-        if let (Some(known), Some(sender)) = (self.rows.get_mut(id), sender) {
+        if let (Some(known), Some(sender)) = (self.vms.get_mut(id), sender) {
             known.senders.note(sender);
         }
         is_kept
@@ -188,7 +188,7 @@ impl Rows {
             let unstored = self.unstored.last_arrived_ms(id);
             row.reported_ms.max(unstored.unwrap_or(0))
         };
-        let rows = self.rows.iter();
+        let rows = self.vms.iter();
         rows.filter(|&(id, row)| range.contains(&last(id, row)) && self.unstored(id, now_ms).is_none())
             .count()
     }
@@ -200,20 +200,20 @@ impl Rows {
 
     /// Adds a row of a VM to what is known. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
     pub fn merge(&mut self, id: &InstanceId, row: Row) -> bool {
-        if let Some(known) = self.rows.get_mut(id) {
+        if let Some(known) = self.vms.get_mut(id) {
             known.merge(&row);
             return true;
         }
-        if self.rows.len() >= MAX_ROWS {
+        if self.vms.len() >= MAX_ROWS {
             return false;
         }
-        self.rows.insert(id.clone(), row);
+        self.vms.insert(id.clone(), row);
         true
     }
 
     /// Removes the row of a VM.
     pub fn remove(&mut self, id: &InstanceId) {
-        self.rows.remove(id);
+        self.vms.remove(id);
         self.unstored.remove(id);
         self.over_limits.remove(id);
     }
@@ -225,17 +225,17 @@ impl Rows {
         until: Option<&'a InstanceId>,
     ) -> impl Iterator<Item = (&'a InstanceId, &'a Row)> {
         let begin = after.map_or(Unbounded, Excluded);
-        let rows = self.rows.range::<InstanceId, _>((begin, Unbounded));
+        let rows = self.vms.range::<InstanceId, _>((begin, Unbounded));
         rows.take_while(move |(id, _)| until.is_none_or(|until| *id <= until))
     }
 
     pub(super) fn entry(&self, id: &InstanceId) -> Option<(&InstanceId, &Row)> {
-        self.rows.get_key_value(id)
+        self.vms.get_key_value(id)
     }
 
     /// All rows, sorted by id.
     pub(super) fn sorted(&self) -> btree_map::Iter<'_, InstanceId, Row> {
-        self.rows.iter()
+        self.vms.iter()
     }
 }
 

@@ -19,10 +19,7 @@ use vmwatch_api::{metrics::CONTENT_TYPE, time::UtcOffset};
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 use vmwatch_service::config::UTC_OFFSET;
 
-use super::{
-    Agent, Fingerprint, GUEST, OWN, STATUS, VALID_STATUS, attack_lasts, filter, fingerprint, message,
-    raw::Raw, resident,
-};
+use super::{Agent, Fingerprint, GUEST, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
 use crate::{ingest_support::Publisher, rows::stored_rows};
 
 /// A message that the guest sends repeatedly.
@@ -56,7 +53,6 @@ fn attacks(stack: &Stack, inbox: &str) -> Vec<Attack> {
         over(8, "eight_connections_with_replies", asks.clone(), true),
         of("unread_replies", asks, false),
         of("samples", message(OWN, None, &encoded, &part.body), true),
-        of("status", message(STATUS, Some(inbox), &[], VALID_STATUS), true),
         of(
             "forbidden",
             message("vmwatch.v1.auth.login", None, &[], b"{}"),

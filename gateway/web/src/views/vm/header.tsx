@@ -1,18 +1,15 @@
 //! Header of the VM page: name, state, facts, actions and the latest operation.
-import { useState } from "preact/hooks";
-import { may, type Vm, type VmDetail } from "../../api/client";
+import type { VmDetail } from "../../api/client";
 import { now } from "../../clock";
 import { ago, ms, whole } from "../../format";
 import { t } from "../../i18n";
-import { act, type Action, forget, latest } from "../../operations";
+import { forget, latest } from "../../operations";
 import { Badge, isOver, MachineBadge } from "../../parts/badge";
-import { FormDialog, problemText } from "../../parts/dialog";
 import { OperationCard } from "../operations";
 import { isMeasured } from "../rows";
+import { Actions } from "./actions";
 import { Labels } from "./labels";
 import { Removal } from "./removal";
-
-const MORE: Exclude<Action, "start">[] = ["stop", "reboot", "reset", "force-stop"];
 
 export function Header({ vm }: { vm: VmDetail }) {
   const texts = t().vm;
@@ -60,48 +57,4 @@ export function Header({ vm }: { vm: VmDetail }) {
 
 function Fact({ name, children }: { name: string; children: preact.ComponentChildren }) {
   return <div><dt>{name}</dt><dd>{children}</dd></div>;
-}
-
-function Actions({ vm, name }: { vm: Vm; name: string }) {
-  const texts = t().action;
-  const [problem, setProblem] = useState("");
-  const [confirming, setConfirming] = useState<Exclude<Action, "start"> | null>(null);
-  if (!may("operator")) return <p class="faint small">{texts.mayNot}</p>;
-  const operation = latest.value.get(vm.instance_id);
-  const busy = operation !== undefined && !isOver(operation.state);
-  const off = vm.state === "shut_off" || vm.state === "crashed" || vm.state === "paused";
-  const start = async () => {
-    setProblem("");
-    try {
-      await act(vm.instance_id, "start");
-    } catch (error) {
-      setProblem(problemText(error));
-    }
-  };
-  return (
-    <div class="actions">
-      {problem && <span class="problem" role="alert">{problem}</span>}
-      {off && <button type="button" class="primary" disabled={busy} onClick={() => void start()}>{texts.start}</button>}
-      {vm.state !== "shut_off" && (
-        <select
-          aria-label={texts.menu} value="" disabled={busy}
-          onChange={(event) => {
-            setConfirming(MORE.find((action) => action === event.currentTarget.value) ?? null);
-            event.currentTarget.value = "";
-          }}
-        >
-          <option value="" disabled>{texts.menu}</option>
-          {MORE.map((action) => <option key={action} value={action}>{texts[action]}…</option>)}
-        </select>
-      )}
-      {confirming && (
-        <FormDialog
-          title={texts.confirmTitle(texts[confirming], name)} submit={texts[confirming]} dangerous
-          act={() => act(vm.instance_id, confirming)} close={() => setConfirming(null)}
-        >
-          <p>{texts.confirm[confirming]}</p>
-        </FormDialog>
-      )}
-    </div>
-  );
 }

@@ -9,6 +9,7 @@ import { t } from "../../i18n";
 import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
 import { route } from "../../router";
 import { FaultNotes } from "../agent-faults";
+import { ConflictNote } from "./actions";
 import { Charts } from "./charts";
 import { Download } from "./download";
 import { Filesystems } from "./filesystems";
@@ -71,6 +72,7 @@ export function VmPage({ id }: { id: string }) {
     <>
       <Header vm={vm.data} />
       <DegradedNote degraded={vm.data.degraded} />
+      <ConflictNote copies={vm.data.copies} />
       <FaultNotes faults={vm.data.agent_faults} />
       <RangeBar range={shown} resolution={history.resolution} loading={history.loading || measured.loading}>
         <Download id={id} name={vm.data.name ?? id} range={shown} />
@@ -104,6 +106,8 @@ function useVm(id: string) {
     [id],
   );
   const [changes, setChanges] = useState<Partial<Vm>>({});
+  const isDisputed = useRef(false);
+  isDisputed.current = (vm.data?.copies.length ?? 0) > 0;
   useEffect(() => setChanges({}), [vm.data]);
   useEffect(() => {
     watch([id]);
@@ -119,10 +123,13 @@ function useVm(id: string) {
         if (instance_id === id) change({ hypervisor_sample: { ...sample, restricted: null } });
       }),
       onEvent("machine", ({ instance_id, state }) => {
-        if (instance_id === id) change({ state });
+        if (instance_id !== id) return;
+        // The event may be of another hypervisor than the one whose state is shown.
+        if (!isDisputed.current) change({ state });
+        vm.reload();
       }),
       onEvent("operation", ({ instance_id, machine_state }) => {
-        if (instance_id === id && machine_state) change({ state: machine_state });
+        if (instance_id === id && machine_state && !isDisputed.current) change({ state: machine_state });
       }),
       onEvent("removed", ({ instance_id }) => {
         if (instance_id === id) vm.reload();

@@ -34,15 +34,17 @@ export function ProcessRow({ process, sampled, inGroup = false }: RowsProps & { 
   return (
     <tr class={classes} data-pid={pid}>
       <th scope="row" class="name">
-        <button
-          type="button" class="link" aria-label={t().table.historyOf(name, process.pid)} aria-pressed={chosen}
-          title={process.command_line === null ? undefined : visible(process.command_line)}
-          onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid })}
-        >
-          {visible(name)}
-        </button>
-        {ended && <Badge tone="quiet">{t().table.ended}</Badge>}
-        {process.kind === "sum" && <Badge tone="quiet">{t().table.sum(process.processes)}</Badge>}
+        <div class="named">
+          <button
+            type="button" class="link" aria-label={t().table.historyOf(name, process.pid)} aria-pressed={chosen}
+            title={[name, process.command_line ?? ""].filter(Boolean).map(visible).join("\n")}
+            onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid })}
+          >
+            <span>{visible(name)}</span>
+          </button>
+          {ended && <Badge tone="quiet">{t().table.ended}</Badge>}
+          {process.kind === "sum" && <Badge tone="quiet">{t().table.sum(process.processes)}</Badge>}
+        </div>
       </th>
       <td class="number pid">{inGroup && pid !== null && <span class="faint">{t().table.columns.pid} </span>}{pid}</td>
       {!inGroup && <TextCell kind="user" text={process.user} />}
@@ -77,14 +79,16 @@ export function GroupRows({ group, grouping, sampled, unfolded, toggle }: GroupP
     <>
       <tr class="group">
         <th scope="row" class="name">
-          <button type="button" class="fold" title={label} aria-expanded={unfolded} onClick={toggle}>
-            <span class="caret" aria-hidden="true">▸</span>
-            <span class={group.label === null ? "faint" : undefined}>
-              {label} <span class="times">×{whole(group.count)}</span>
-            </span>
-          </button>
-          {group.isContainer && <Badge tone="busy">{texts.container}</Badge>}
-          {group.ended > 0 && <Badge tone="quiet">{texts.groups.ended(group.ended, group.count)}</Badge>}
+          <div class="named">
+            <button type="button" class="fold" title={label} aria-expanded={unfolded} onClick={toggle}>
+              <span class="caret" aria-hidden="true">▸</span>
+              <span class={group.label === null ? "faint" : undefined}>
+                {label} <span class="times">×{whole(group.count)}</span>
+              </span>
+            </button>
+            {group.isContainer && <Badge tone="busy">{texts.container}</Badge>}
+            {group.ended > 0 && <Badge tone="quiet">{texts.groups.ended(group.ended, group.count)}</Badge>}
+          </div>
         </th>
         <td class="number count">{whole(group.count)}</td>
         <td class="number cpu"><Meter value={group.cpu} /></td>

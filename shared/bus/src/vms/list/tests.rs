@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use vmwatch_api::{
+    actions::{Refusal, VmAction, all_refused},
     agents::{AgentText, VmLimit},
     events::{OverLimitEvent, UnstoredEvent, UnstoredReason},
     measures::VmValues,
@@ -274,6 +275,38 @@ fn vm_on_two_hypervisors_is_listed_once_with_both_names() {
     assert_eq!(pages.join(" "), "D a b c e");
     let detail = tables.vms().get(&"a".parse().unwrap(), NOW).unwrap();
     assert_eq!(detail.hypervisors.len(), 2);
+}
+
+#[test]
+fn start_of_a_vm_that_is_not_off_on_another_hypervisor_is_refused() {
+    let mut tables = example();
+    // Whether a VM may be started while another hypervisor is unreachable depends on when that one last answered.
+    for (on_attic, is_reachable, may_start_on_lab) in [
+        (MachineState::Paused, true, false),
+        (MachineState::ShutOff, true, true),
+        (MachineState::Running, false, true),
+    ] {
+        tables.inventory = std::mem::take(&mut tables.inventory)
+            .with("attic", "b", "db", on_attic)
+            .hypervisor_at("attic", is_reachable, NOW);
+        let vm = tables.vms().get(&"b".parse().unwrap(), NOW).unwrap().vm;
+        assert_eq!(vm.refused, all_refused(Refusal::SeveralHypervisors));
+        let copies: Vec<_> = vm
+            .copies
+            .iter()
+            .map(|copy| (copy.hypervisor.as_str(), copy.state))
+            .collect();
+        assert_eq!(copies, [("attic", on_attic), ("lab", MachineState::ShutOff)]);
+        let lab = vm.copies[1].refused.get(&VmAction::Start);
+        assert_eq!(lab, (!may_start_on_lab).then_some(&Refusal::NotOffElsewhere));
+    }
+    let refused = |id: &str| tables.vms().get(&id.parse().unwrap(), NOW).unwrap().vm.refused;
+    assert_eq!(
+        refused("a"),
+        [(VmAction::Reset, Refusal::Locked)].into(),
+        "as stored"
+    );
+    assert_eq!(refused("D"), all_refused(Refusal::NoHypervisor));
 }
 
 #[test]
