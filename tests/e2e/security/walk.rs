@@ -53,6 +53,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     let user = json!({ "name": "nobody" });
     let events = json!({ "instance_id": ID, "range": range, "limit": 10 });
     let search = json!({ "name": "x", "range": range });
+    let history = json!({ "instance_id": ID, "range": range, "points": 10 });
     vec![
         (
             "auth.login",
@@ -97,16 +98,8 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ),
         ("metrics.vm.list", limit.clone(), Viewer),
         ("metrics.vm.get", at.clone(), Viewer),
-        (
-            "metrics.vm.history",
-            json!({ "instance_id": ID, "range": range, "points": 10 }),
-            Viewer,
-        ),
-        (
-            "metrics.vm.hypervisor_history",
-            json!({ "instance_id": ID, "range": range, "points": 10 }),
-            Viewer,
-        ),
+        ("metrics.vm.history", history.clone(), Viewer),
+        ("metrics.vm.hypervisor_history", history, Viewer),
         ("metrics.process.at", at.clone(), Viewer),
         (
             "metrics.process.history",

@@ -137,15 +137,15 @@ fn by_status(server: &Server) -> (MachineState, Option<Refusal>) {
     use MachineState as Is;
     match (server.status.as_str(), server.task.as_deref()) {
         ("ACTIVE", Some("powering-off" | "suspending" | "pausing" | "deleting" | "soft-deleting")) => {
-            (Is::ShuttingDown, None)
+            (Is::ShuttingDown, Some(Refusal::Busy))
         }
-        ("ACTIVE", Some(task)) if task.starts_with("shelving") => (Is::ShuttingDown, None),
-        ("ACTIVE", Some(task)) if task.starts_with("reboot") => (Is::Starting, None),
+        ("ACTIVE", Some(task)) if task.starts_with("shelving") => (Is::ShuttingDown, Some(Refusal::Busy)),
+        ("ACTIVE", Some(task)) if task.starts_with("reboot") => (Is::Starting, Some(Refusal::Busy)),
         ("REBOOT" | "HARD_REBOOT" | "BUILD", _)
         | ("SHUTOFF", Some("powering-on"))
         | ("PAUSED", Some("unpausing"))
         | ("SUSPENDED", Some("resuming"))
-        | ("SHELVED" | "SHELVED_OFFLOADED", Some("unshelving")) => (Is::Starting, None),
+        | ("SHELVED" | "SHELVED_OFFLOADED", Some("unshelving")) => (Is::Starting, Some(Refusal::Busy)),
         ("ACTIVE", None) => (active(server.power), None),
         ("SHUTOFF", None) if server.power == Some(power::RUNNING) => (Is::Unknown, Some(Refusal::OutOfSync)),
         ("SHUTOFF" | "SHELVED" | "SHELVED_OFFLOADED", None) => (Is::ShutOff, None),
@@ -249,15 +249,27 @@ mod tests {
                 Is::Unknown,
                 Some(Refusal::Locked),
             ),
-            ("ACTIVE", Some("powering-off"), power(1), Is::ShuttingDown, None),
+            (
+                "ACTIVE",
+                Some("powering-off"),
+                power(1),
+                Is::ShuttingDown,
+                Some(Refusal::Busy),
+            ),
             (
                 "ACTIVE",
                 Some("shelving_image_uploading"),
                 power(1),
                 Is::ShuttingDown,
-                None,
+                Some(Refusal::Busy),
             ),
-            ("ACTIVE", Some("reboot_started"), power(4), Is::Starting, None),
+            (
+                "ACTIVE",
+                Some("reboot_started"),
+                power(4),
+                Is::Starting,
+                Some(Refusal::Busy),
+            ),
             (
                 "ACTIVE",
                 Some("image_snapshot"),
@@ -272,10 +284,22 @@ mod tests {
                 Is::Running,
                 Some(Refusal::Busy),
             ),
-            ("REBOOT", Some("reboot_pending"), none(), Is::Starting, None),
+            (
+                "REBOOT",
+                Some("reboot_pending"),
+                none(),
+                Is::Starting,
+                Some(Refusal::Busy),
+            ),
             ("SHUTOFF", None, power(4), Is::ShutOff, None),
             ("SHUTOFF", None, power(1), Is::Unknown, Some(Refusal::OutOfSync)),
-            ("SHUTOFF", Some("powering-on"), power(4), Is::Starting, None),
+            (
+                "SHUTOFF",
+                Some("powering-on"),
+                power(4),
+                Is::Starting,
+                Some(Refusal::Busy),
+            ),
             (
                 "SHUTOFF",
                 Some("image_snapshot"),
@@ -284,7 +308,13 @@ mod tests {
                 Some(Refusal::Busy),
             ),
             ("PAUSED", None, power(3), Is::Paused, Some(Refusal::ResumeFirst)),
-            ("PAUSED", Some("unpausing"), power(3), Is::Starting, None),
+            (
+                "PAUSED",
+                Some("unpausing"),
+                power(3),
+                Is::Starting,
+                Some(Refusal::Busy),
+            ),
             (
                 "SUSPENDED",
                 None,
@@ -312,7 +342,7 @@ mod tests {
                 Some("unshelving"),
                 power(4),
                 Is::Starting,
-                None,
+                Some(Refusal::Busy),
             ),
             (
                 "VERIFY_RESIZE",
@@ -346,7 +376,13 @@ mod tests {
             ("ERROR", None, power(1), Is::Running, Some(Refusal::ErrorState)),
             ("ERROR", None, power(4), Is::Crashed, None),
             ("ERROR", None, none(), Is::Crashed, None),
-            ("BUILD", Some("spawning"), power(0), Is::Starting, None),
+            (
+                "BUILD",
+                Some("spawning"),
+                power(0),
+                Is::Starting,
+                Some(Refusal::Busy),
+            ),
             ("SOFT_DELETED", None, power(4), Is::Unknown, None),
         ] {
             let server = server(status, task, &more);
