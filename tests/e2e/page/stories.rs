@@ -1,6 +1,6 @@
 //! Runs each browser test with its own set of running programs.
 
-use std::{cell::Cell, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
+use std::{cell::Cell, ffi::OsStr, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
 
 use testkit::{
     ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, cloud::Cloud, eventually,
@@ -72,8 +72,17 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
     .await;
 }
 
-/// Starts a process with many threads under this name. It uses all CPU time that it gets, so that it is the busiest
-/// process even on a busy machine.
+/// Runs a program with a lower priority than the page, which Chromium runs at a lower priority than other programs.
+fn in_background(program: &OsStr) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "10"])
+        .arg(program)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    nice
+}
+
+/// Starts a process with many threads under this name, which uses all CPU time that others leave.
 fn burner(name: std::path::PathBuf) -> Child {
     const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
         if (isMainThread) for (let i = 0; i < 4; i++) new Worker(__filename);
@@ -83,12 +92,7 @@ fn burner(name: std::path::PathBuf) -> Child {
     symlink(node, &name).unwrap();
     let script = name.with_extension("cjs");
     std::fs::write(&script, BURN).unwrap();
-    Command::new(name)
-        .arg(script)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+    in_background(name.as_os_str()).arg(script).spawn().unwrap()
 }
 
 /// Starts shells that start processes under this name, which end at once.
@@ -96,12 +100,8 @@ fn storm(name: &Path) -> Vec<Child> {
     symlink("/bin/sh", name).unwrap();
     let script = format!("while :; do {} -c :; done", name.display());
     let shell = || {
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &script])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        shell.spawn().unwrap()
+        let mut shell = in_background(OsStr::new("sh"));
+        shell.args(["-c", &script]).spawn().unwrap()
     };
     (0..3).map(|_| shell()).collect()
 }
