@@ -45,7 +45,7 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
         async |demand| {
             let name = "culprit-e2e";
             match demand {
-                "burn" => burning = Some(burner(folder.path().join(name))),
+                "burn" => burning = Some(burner(&folder.path().join(name))),
                 "rest" => {
                     let mut child = burning.take().expect("the process was started before");
                     child.kill().await.expect("the process can be killed");
@@ -83,13 +83,13 @@ fn in_background(program: &OsStr) -> Command {
 }
 
 /// Starts a process with many threads under this name, which uses all CPU time that others leave.
-fn burner(name: std::path::PathBuf) -> Child {
+fn burner(name: &Path) -> Child {
     const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
         if (isMainThread) for (let i = 0; i < 4; i++) new Worker(__filename);
         for (;;) {}";
     let [node, _] = node_and_chromium();
     // The name of a process is the file name under which it was started.
-    symlink(node, &name).unwrap();
+    symlink(node, name).unwrap();
     let script = name.with_extension("cjs");
     std::fs::write(&script, BURN).unwrap();
     in_background(name.as_os_str()).arg(script).spawn().unwrap()
