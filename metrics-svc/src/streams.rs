@@ -78,7 +78,7 @@ fn samples(settings: &StreamSettings) -> Config {
     Config {
         name: SAMPLE_STREAM.to_owned(),
         description: Some("samples waiting to be stored".to_owned()),
-        // The subject says who measured a sample: agents may publish only on theirs.
+        // The subject shows the source of a sample: agents may publish only on their own subjects.
         subjects: vec![
             format!("{SAMPLE_SUBJECT_PREFIX}*"),
             format!("{HYPERVISOR_SAMPLE_SUBJECT_PREFIX}*"),

@@ -29,6 +29,7 @@ use std::{
 use procfs::ProcError;
 use vmwatch_api::{
     InstanceId,
+    measures::one_decimal,
     metrics::{FilesystemSample, Sample},
     time::UtcOffset,
 };
@@ -165,17 +166,6 @@ fn kib_per_second(bytes: u64, elapsed: Duration) -> f64 {
 
 fn percent(part: f64, whole: f64) -> f64 {
     one_decimal(100.0 * part / whole)
-}
-
-/// Rounds to one decimal, as in the examples of the documented API. Returns 0 for a negative value and for a division
-/// by zero.
-fn one_decimal(value: f64) -> f64 {
-    let rounded = (value * 10.0).round() / 10.0;
-    if rounded.is_finite() && rounded > 0.0 {
-        rounded
-    } else {
-        0.0
-    }
 }
 
 #[expect(

@@ -12,14 +12,17 @@ use std::{
 };
 
 use tracing::{info, warn};
-use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, ShortLived, SumSample};
+use vmwatch_api::{
+    measures::one_decimal,
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, ShortLived, SumSample},
+};
 
 use self::usage::{Baseline, Clock, Description, Tracked};
 use super::{
     Roots, SampleError,
     ended::{Ended, Sums, share_out},
     exits::{Exit, ExitListener},
-    float, kib_per_second, one_decimal,
+    float, kib_per_second,
     owner::Owners,
     percent,
     proc_files::{ProcFiles, is_gone, process_ids},

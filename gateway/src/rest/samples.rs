@@ -83,7 +83,7 @@ pub(super) enum Format {
     Csv,
 }
 
-/// Who measured the samples of a VM.
+/// Source of the samples of a VM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Source {
@@ -98,7 +98,7 @@ pub(super) enum Source {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SamplesQuery {
-    /// Who measured the samples: the agent of the VM or its hypervisor. Default: the agent.
+    /// Source of the samples: the agent of the VM or its hypervisor. Default: the agent.
     #[serde(default)]
     #[param(value_type = Option<Source>)]
     source: Source,

@@ -9,7 +9,8 @@ async function shot(page, name) {
   if (!folder) return;
   for (const [width, height, suffix] of [[1280, 900, ""], [375, 740, "-narrow"]]) {
     await page.setViewportSize({ width, height });
-    await page.waitForTimeout(500);
+    // Charts are resized in the frame after the page.
+    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
     await page.screenshot({ path: `${folder}/${name}${suffix}.png` });
   }
   await page.setViewportSize({ width: 1280, height: 900 });

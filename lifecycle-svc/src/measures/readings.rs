@@ -6,7 +6,9 @@ use std::{
 };
 
 use domain_stats::{Device, DomainStats, MAX_DEVICES, Vcpu};
-use vmwatch_api::{InstanceId, hypervisor_samples::HypervisorSample, time::CreateDate};
+use vmwatch_api::{
+    InstanceId, hypervisor_samples::HypervisorSample, measures::one_decimal, time::CreateDate,
+};
 
 /// Maximum age of the guest's report about its memory. The period of the reports is a setting of the VM, usually ten
 /// seconds, so that a report which is older shows that the guest hangs or has no balloon driver any more.
@@ -213,16 +215,6 @@ fn counted(device: &Device, counter: fn(&Device) -> Option<u64>) -> Option<(&str
 /// The growth of a counter; `None` if it has fallen.
 fn difference(before: Option<u64>, now: Option<u64>) -> Option<u64> {
     now?.checked_sub(before?)
-}
-
-/// Rounds to one decimal, as the agent does. Returns 0 for a negative value.
-fn one_decimal(value: f64) -> f64 {
-    let rounded = (value * 10.0).round() / 10.0;
-    if rounded.is_finite() && rounded > 0.0 {
-        rounded
-    } else {
-        0.0
-    }
 }
 
 #[expect(

@@ -168,7 +168,12 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
+    use testkit::Nats;
+    use vmwatch_api::Service;
+    use vmwatch_bus::provision::ensure_stream;
+
     use super::*;
+    use crate::inventory::buckets;
 
     const GOLDEN: &str = include_str!("../../../tests/golden/forms/start-claim.json");
 
@@ -177,5 +182,40 @@ mod tests {
         let claim: Claim = serde_json::from_str(GOLDEN).unwrap();
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         assert_eq!(serde_json::to_value(&claim).unwrap(), golden);
+    }
+
+    #[tokio::test]
+    async fn start_that_may_take_effect_is_not_forgotten_by_later_operations() {
+        let folder = tempfile::tempdir().unwrap();
+        let nats = Nats::start(folder.path()).await;
+        let bus = nats.connect("vmwatch-test").await;
+        let [vms, _] = buckets(1);
+        ensure_stream(&bus, Service::Lifecycle, &vms).await.unwrap();
+        let (claims, id) = (Claims::new(&bus), "vm-1".parse().unwrap());
+        let operations: [OperationId; 6] =
+            std::array::from_fn(|number| format!("{number:032x}").parse().unwrap());
+        let take = async |hypervisor: &str, operation: usize| {
+            let claimed = claims.take(&id, hypervisor, &operations[operation], false).await;
+            claimed.unwrap()
+        };
+        let release =
+            async |operation: usize, ended| claims.release(&id, &operations[operation], ended).await;
+
+        assert_eq!(take("a", 0).await, Claimed::Taken);
+        assert_eq!(take("a", 0).await, Claimed::Held);
+        assert_eq!(take("b", 1).await, Claimed::ByOther);
+        release(0, Ended::Unsettled).await;
+        let unsettled = Claimed::Unsettled("a".to_owned());
+        assert_eq!(take("b", 1).await, unsettled);
+        // An operation that sent nothing does not settle the start of the first one.
+        assert_eq!(take("a", 2).await, Claimed::Taken);
+        release(2, Ended::Settled).await;
+        assert_eq!(take("b", 3).await, unsettled);
+        // It is settled once the VM runs there.
+        assert_eq!(take("a", 4).await, Claimed::Taken);
+        release(4, Ended::Running).await;
+        assert_eq!(take("b", 5).await, Claimed::Taken);
+        release(5, Ended::Settled).await;
+        assert_eq!(take("a", 0).await, Claimed::Taken);
     }
 }

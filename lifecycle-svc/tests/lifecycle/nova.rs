@@ -357,7 +357,7 @@ async fn nova_driver_sends_no_action_after_the_deadline() {
     assert_eq!(cloud.commands(), []);
 }
 
-/// An operator who knows that the former host is off does not have to wait for it for ever.
+/// After the keep time the VM can be started elsewhere, although its former host is still unreachable.
 #[tokio::test]
 async fn vm_starts_elsewhere_once_the_record_of_its_former_hypervisor_has_expired() {
     let world = World::new().await;

@@ -120,7 +120,8 @@ async fn vm_that_two_hypervisors_have_never_runs_twice() {
                 Event::Nothing | Event::Hang => return,
                 Event::Kill | Event::Restart => {}
             }
-            // The replica ends while some operations are in progress.
+            // The replica ends while some operations are in progress. If all starts are refused, no VM starts to run, so the
+            // wait is limited.
             let _ = tokio::time::timeout(Duration::from_secs(1), async {
                 while running() == before {
                     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -34,7 +34,7 @@ impl From<String> for Refused {
     }
 }
 
-/// The VM in the subject of a message, whoever measured the sample; `None` if the subject is none of samples.
+/// The VM in the subject of an agent's or a hypervisor's sample; `None` for any other subject.
 pub(super) fn instance_of(subject: &str) -> Option<&str> {
     subject
         .strip_prefix(SAMPLE_SUBJECT_PREFIX)

@@ -240,6 +240,17 @@ impl From<VmMeasures<Option<f64>>> for VmValues {
     }
 }
 
+/// Rounds a rate or a share to one decimal, as in the examples of the documented API. Returns 0 for a negative value and for a
+/// division by zero.
+pub fn one_decimal(value: f64) -> f64 {
+    let rounded = (value * 10.0).round() / 10.0;
+    if rounded.is_finite() && rounded > 0.0 {
+        rounded
+    } else {
+        0.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

@@ -1,8 +1,6 @@
 //! Tests that thousands of agents return after a restart of NATS while a user logs in, and measures their logins and the memory
 //! that they take in auth-svc. The targets are in docs/performance.md; a busy machine may miss them.
 
-#![allow(clippy::cast_precision_loss, reason = "the printed figures are small numbers")]
-
 mod agents;
 
 use std::{
@@ -112,10 +110,14 @@ fn percentiles(name: &str, mut times: Vec<Duration>) {
     }
 }
 
+fn number(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap())
+}
+
 /// Reports the growth of auth-svc per agent.
 fn memory_per_agent(name: &str, stack: &Stack, before: u64) {
     let grown = resident(&stack.replica(Program::Auth, 0).process).saturating_sub(before);
-    figure(name, grown as f64 / AGENTS as f64);
+    figure(name, number(grown) / number(AGENTS as u64));
 }
 
 /// The test uses both CPU cores, so it runs alone (see .config/nextest.toml).
@@ -157,10 +159,10 @@ async fn fleet_returns_after_a_restart_of_nats_while_a_user_logs_in() {
     let users = user_logs_in(gateway, &is_back);
     let ((), returned, (logins, longest)) = tokio::join!(stack.nats.restart(), returning, users);
     figure("callout_fleet_returned_s", returned.as_secs_f64());
-    figure("callout_fleet_user_logins", logins as f64);
+    figure("callout_fleet_user_logins", number(logins as u64));
     figure("callout_fleet_longest_user_login_ms", longest.as_secs_f64() * 1e3);
     let (times, refused) = fleet.logins();
-    figure("callout_fleet_refused_logins", refused as f64);
+    figure("callout_fleet_refused_logins", number(refused as u64));
     percentiles("callout_fleet_login", times);
     memory_per_agent("callout_kib_per_agent_after_restart", &stack, before);
 
