@@ -178,6 +178,11 @@ async fn refused_requests_get_retry_after() {
     anonymous.post("/sessions", wrong).await.problem(429, "throttled");
 
     stack.replica(Program::Auth, 0).process.kill9();
+    eventually("NATS detects the killed replica", PATIENCE, async || {
+        let reply = admin.get("/users").await;
+        (reply.status == 503).then_some(()).ok_or_else(|| format!("{reply:?}"))
+    })
+    .await;
     admin.get("/users").await.problem(503, "unavailable");
     stack.nats.server.pause();
     eventually("the gateway detects the NATS outage", PATIENCE, async || {
