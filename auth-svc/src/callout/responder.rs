@@ -34,8 +34,8 @@ const SUBJECT: &str = "$SYS.REQ.USER.AUTH";
 const QUEUE: &str = "vmwatch-auth";
 /// Interval between attempts while the copy is stale.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
-/// Time after which a replica with a stale copy leaves the queue group. After a reconnection to NATS the copy is read again,
-/// which takes less; meanwhile logins wait.
+/// Time after which a replica with a stale copy leaves the queue group. After a reconnection to NATS the copy is read again;
+/// meanwhile logins wait.
 const STALE_LIMIT: Duration = Duration::from_secs(5);
 /// NATS gives up after `authorization.timeout`, 10 s.
 const DEADLINE: Duration = Duration::from_secs(8);

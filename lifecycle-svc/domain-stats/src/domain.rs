@@ -48,17 +48,11 @@ pub struct Vcpu {
     pub delay: Option<u64>,
 }
 
-/// Memory of a domain in KiB. The guest reports `available`, `unused` and `usable` through its balloon driver.
+/// Memory of a domain in KiB, as the guest reports it through its balloon driver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Balloon {
-    /// Memory that the domain has now.
-    pub current: Option<u64>,
-    /// Maximum memory of the domain.
-    pub maximum: Option<u64>,
     /// Memory that the guest can use at all.
     pub available: Option<u64>,
-    /// Memory that the guest uses for nothing.
-    pub unused: Option<u64>,
     /// Memory that the guest could use without swapping.
     pub usable: Option<u64>,
     /// Time of the guest's report, in seconds since 1970 by the clock of the host; 0 if there was none.

@@ -53,10 +53,7 @@ impl DomainStats {
 impl Balloon {
     fn set(&mut self, name: &str, number: u64) {
         let field = match name {
-            "current" => &mut self.current,
-            "maximum" => &mut self.maximum,
             "available" => &mut self.available,
-            "unused" => &mut self.unused,
             "usable" => &mut self.usable,
             "last-update" => &mut self.last_update,
             _ => return,
@@ -159,10 +156,7 @@ mod tests {
             ]
             .into(),
             balloon: Balloon {
-                current: Some(262_144),
-                maximum: Some(262_145),
                 available: Some(7),
-                unused: Some(8),
                 usable: Some(9),
                 last_update: Some(10),
             },

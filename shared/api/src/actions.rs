@@ -74,7 +74,7 @@ pub enum Refusal {
     UnknownState,
     /// The VM is locked in the cloud.
     Locked,
-    /// The cloud is changing the VM: it is being resized, rebuilt, migrated or copied.
+    /// The cloud is changing the VM: it is being started, shut down, resized, rebuilt, migrated or copied.
     Busy,
     /// The VM is in rescue mode.
     Rescue,

@@ -270,7 +270,6 @@ fn reported(last_update: u64, usable: u64) -> DomainStats {
             available: Some(1000),
             usable: Some(usable),
             last_update: Some(last_update),
-            ..Balloon::default()
         },
         ..vm()
     }
