@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     InstanceId,
     agents::{Sender, VmLimit},
+    alerts::Alert,
     lifecycle::{MachineState, Operation},
     measures::VmValues,
     metrics::Restriction,
@@ -42,6 +43,15 @@ pub enum LiveEvent {
     Unstored(UnstoredEvent),
     /// A VM sends more than a limit allows. Only for other replicas of metrics-svc; clients do not receive it.
     OverLimit(OverLimitEvent),
+    /// An alert of a VM changed; the event holds its current record.
+    Alert(Box<AlertEvent>),
+}
+
+/// An alert of a VM, as it is after a change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AlertEvent {
+    pub instance_id: InstanceId,
+    pub alert: Alert,
 }
 
 /// The values of a VM's row.
@@ -133,7 +143,7 @@ pub struct OverLimitEvent {
 }
 
 /// The event kinds known to this version of vmwatch.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "sample",
     "hypervisor_sample",
     "processes",
@@ -142,6 +152,7 @@ const KINDS: [&str; 8] = [
     "removed",
     "unstored",
     "over_limit",
+    "alert",
 ];
 
 /// The fields that every event has, including events of kinds that a newer version of vmwatch added.
@@ -174,6 +185,7 @@ impl LiveEvent {
             Self::Removed(_) => "removed",
             Self::Unstored(_) => "unstored",
             Self::OverLimit(_) => "over_limit",
+            Self::Alert(_) => "alert",
         }
     }
 
@@ -188,6 +200,7 @@ impl LiveEvent {
             Self::Removed(event) => &event.instance_id,
             Self::Unstored(event) => &event.instance_id,
             Self::OverLimit(event) => &event.instance_id,
+            Self::Alert(event) => &event.instance_id,
         }
     }
 
@@ -217,7 +230,7 @@ mod tests {
     #[test]
     fn event_kind_of_newer_version_is_ignored() {
         assert_eq!(
-            LiveEvent::read(br#"{"kind":"alert","severity":3}"#).unwrap(),
+            LiveEvent::read(br#"{"kind":"of_a_newer_version","severity":3}"#).unwrap(),
             None
         );
         let more = br#"{"kind":"processes","instance_id":"vm-1","at_ms":1,"rows":2,"users":[1]}"#;

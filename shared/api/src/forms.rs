@@ -6,6 +6,13 @@ use serde_json::Value;
 
 use super::{
     Principal, Role, Scope,
+    alerts::{
+        Alert,
+        channels::{Channel, Message},
+        evaluation::{EvaluationRecord, WatchedNames},
+        rules::Rule,
+        silences::Silence,
+    },
     audit::{AuditRecord, AuditResult},
     enrollment::{AgentRecord, JoinTokenRecord},
     events::LiveEvent,
@@ -52,7 +59,18 @@ const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inv
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
 const JOIN_TOKEN: &str = include_str!("../../../tests/golden/forms/join-token.json");
 const AGENT: &str = include_str!("../../../tests/golden/forms/agent.json");
-const EVENTS: [&str; 6] = [
+const ALERTS: [&str; 2] = [
+    include_str!("../../../tests/golden/forms/alert.json"),
+    include_str!("../../../tests/golden/forms/alert-silent.json"),
+];
+const ALERT_RULE: &str = include_str!("../../../tests/golden/forms/alert-rule.json");
+const ALERT_SILENCE: &str = include_str!("../../../tests/golden/forms/alert-silence.json");
+const ALERT_CHANNEL: &str = include_str!("../../../tests/golden/forms/alert-channel.json");
+const ALERT_MESSAGE: &str = include_str!("../../../tests/golden/forms/alert-message.json");
+const EVALUATION_RECORD: &str = include_str!("../../../tests/golden/forms/evaluation-record.json");
+const WATCHED_NAMES: &str = include_str!("../../../tests/golden/forms/watched-names.json");
+const EVENTS: [&str; 7] = [
+    include_str!("../../../tests/golden/forms/event-alert.json"),
     include_str!("../../../tests/golden/forms/event-hypervisor-sample.json"),
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
@@ -77,6 +95,15 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<VmLabels>(VM_LABELS);
     reads_more::<JoinTokenRecord>(JOIN_TOKEN);
     reads_more::<AgentRecord>(AGENT);
+    for alert in ALERTS {
+        reads_more::<Alert>(alert);
+    }
+    reads_more::<Rule>(ALERT_RULE);
+    reads_more::<Silence>(ALERT_SILENCE);
+    reads_more::<Channel>(ALERT_CHANNEL);
+    reads_more::<Message>(ALERT_MESSAGE);
+    reads_more::<EvaluationRecord>(EVALUATION_RECORD);
+    reads_more::<WatchedNames>(WATCHED_NAMES);
     for event in EVENTS {
         reads_more::<LiveEvent>(event);
     }

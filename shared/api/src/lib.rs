@@ -11,6 +11,7 @@
 
 pub mod actions;
 pub mod agents;
+pub mod alerts;
 pub mod audit;
 pub mod auth;
 pub mod enrollment;
@@ -60,6 +61,7 @@ pub enum Service {
     Auth,
     Metrics,
     Lifecycle,
+    Alert,
 }
 
 impl Service {
@@ -69,6 +71,7 @@ impl Service {
             Self::Auth => "vmwatch-auth",
             Self::Metrics => "vmwatch-metrics",
             Self::Lifecycle => "vmwatch-lifecycle",
+            Self::Alert => "vmwatch-alert",
         }
     }
 }
@@ -100,7 +103,7 @@ pub enum Class {
     Login,
     /// Enrolments of agents, which have no session. Each costs some writes to KV buckets.
     Enrollment,
-    /// Logouts and user management, which must remain possible under any other load.
+    /// Logouts, user management, and changes of alerts, which must remain possible under any other load.
     Account,
     /// Actions on VMs, which can take minutes.
     Command,
@@ -230,6 +233,26 @@ pub const METHODS: &[MethodInfo] = &[
     removal::RemovalCheck::INFO,
     removal::HistoryRemove::INFO,
     removal::RemovalFinish::INFO,
+    alerts::culprits::ProcessTop::INFO,
+    alerts::AlertsList::INFO,
+    alerts::AlertsGet::INFO,
+    alerts::AlertsAcknowledge::INFO,
+    alerts::rules::RulesList::INFO,
+    alerts::rules::RulesGet::INFO,
+    alerts::rules::RulesCreate::INFO,
+    alerts::rules::RulesUpdate::INFO,
+    alerts::rules::RulesRemove::INFO,
+    alerts::rules::RulesPreview::INFO,
+    alerts::silences::SilencesList::INFO,
+    alerts::silences::SilencesCreate::INFO,
+    alerts::silences::SilencesEnd::INFO,
+    alerts::channels::ChannelsList::INFO,
+    alerts::channels::ChannelsNames::INFO,
+    alerts::channels::ChannelsCreate::INFO,
+    alerts::channels::ChannelsUpdate::INFO,
+    alerts::channels::ChannelsRemove::INFO,
+    alerts::channels::ChannelsTest::INFO,
+    alerts::channels::MessagesList::INFO,
 ];
 
 /// The configured time limits of requests, by kind of method.
@@ -264,7 +287,8 @@ mod tests {
     #[test]
     fn vm_actions_use_the_command_class() {
         for method in METHODS {
-            let commands_a_vm = method.service != Service::Auth && method.kind == Kind::Command;
+            let is_of_vms = matches!(method.service, Service::Metrics | Service::Lifecycle);
+            let commands_a_vm = is_of_vms && method.kind == Kind::Command;
             assert_eq!(
                 method.class == Class::Command,
                 commands_a_vm,

@@ -213,6 +213,28 @@ impl<T> VmMeasures<T> {
     }
 }
 
+impl VmValues {
+    /// The values with counts as floats.
+    pub fn as_floats(&self) -> VmMeasures<Option<f64>> {
+        VmMeasures {
+            cpu_util: self.cpu_util,
+            mem: self.mem,
+            disk_read: self.disk_read,
+            disk_write: self.disk_write,
+            net_incoming: self.net_incoming,
+            net_outgoing: self.net_outgoing,
+            proc: self.proc.map(f64::from),
+            cores: self.cores.map(f64::from),
+            steal: self.steal,
+            load: self.load,
+            swap: self.swap,
+            pressure_cpu: self.pressure_cpu,
+            pressure_mem: self.pressure_mem,
+            pressure_io: self.pressure_io,
+        }
+    }
+}
+
 impl From<VmMeasures<Option<f64>>> for VmValues {
     fn from(values: VmMeasures<Option<f64>>) -> Self {
         #[expect(
