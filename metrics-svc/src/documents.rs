@@ -72,6 +72,8 @@ pub struct Documents {
     pub filesystems: Vec<RawDocumentBuf>,
     /// Documents of rows that a hypervisor measured.
     pub hypervisor: Vec<RawDocumentBuf>,
+    /// Number of the sample part within its sample.
+    pub(crate) part: u32,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
     /// Number of times that records of ended processes were lost, as the agent reports it.
@@ -208,6 +210,7 @@ impl Documents {
         }
         Ok(Self {
             sender: None,
+            part: sample.part,
             vms,
             processes,
             filesystems,

@@ -6,6 +6,7 @@ use vmwatch_api::wire::{Fault, FaultKind};
 use vmwatch_bus::{
     BusError,
     audit::AuditError,
+    jetstream::JetStreamError,
     provision::{ProvisionError, setup::SetupError},
 };
 
@@ -46,6 +47,9 @@ pub enum MetricsError {
     /// A JetStream request failed.
     #[error("JetStream failed")]
     JetStream(#[source] async_nats::Error),
+    /// JetStream did not store an evaluation record.
+    #[error("JetStream did not store an evaluation record")]
+    Evaluation(#[source] JetStreamError),
     /// The connection to the bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),

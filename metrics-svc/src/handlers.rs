@@ -4,6 +4,7 @@ use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
     Scope,
+    alerts::culprits::ProcessTop,
     filesystems::FilesystemsAt,
     history::{VmHistory, VmHypervisorHistory},
     lifecycle::Target,
@@ -145,6 +146,12 @@ fn process_queries(server: Server, processes: &Arc<Processes>, vms: &Arc<VmList>
             ProcessEvents,
             bind(processes, |processes, context, query| async move {
                 processes.events(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            ProcessTop,
+            bind(processes, |processes, context, query| async move {
+                processes.top(&query, Deadline::of(&context)).await
             }),
         )
         .method(

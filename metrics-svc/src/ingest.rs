@@ -51,6 +51,7 @@ use crate::{
     MetricsError,
     config::{BatchSettings, MetricsSettings, RateSettings, StreamSettings},
     documents::Documents,
+    evaluation::Evaluations,
     events::Events,
     history::Histories,
     store::RowStore,
@@ -65,12 +66,19 @@ const ALONE_AT_DELIVERY: i64 = 5;
 /// Pause before the next attempt to read the stream of samples.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Where the writer puts and reports what was ingested.
+#[derive(Clone)]
+pub(crate) struct Sinks {
+    pub(crate) store: Arc<RowStore>,
+    pub(crate) histories: Histories,
+    pub(crate) events: Events,
+    pub(crate) evaluations: Arc<Evaluations>,
+}
+
 /// Moves samples from JetStream into the database.
 pub struct Ingest {
     bus: Bus,
-    store: Arc<RowStore>,
-    histories: Histories,
-    events: Events,
+    sinks: Sinks,
     consumer: PullConsumer,
     batch: BatchSettings,
     stream: StreamSettings,
@@ -86,19 +94,10 @@ struct Intake {
 
 impl Ingest {
     /// Prepares the ingestion of samples.
-    pub(crate) fn new(
-        bus: &Bus,
-        store: Arc<RowStore>,
-        histories: &Histories,
-        events: Events,
-        consumer: PullConsumer,
-        settings: &MetricsSettings,
-    ) -> Self {
+    pub(crate) fn new(bus: &Bus, sinks: Sinks, consumer: PullConsumer, settings: &MetricsSettings) -> Self {
         Self {
             bus: bus.clone(),
-            store,
-            histories: histories.clone(),
-            events,
+            sinks,
             consumer,
             batch: settings.batch,
             stream: settings.stream,
@@ -139,9 +138,7 @@ impl Ingest {
 
     fn writer(&self) -> Writer {
         Writer::new(
-            &self.store,
-            &self.histories,
-            self.events.clone(),
+            self.sinks.clone(),
             &self.bus,
             self.offset,
             // Use the `ack_wait` of the existing consumer, because `setup` may not have changed it to the configured
@@ -222,7 +219,7 @@ impl Ingest {
 
     async fn send(&self, batches: &mpsc::Sender<Work>, work: Work) {
         // The writer task runs until the channel is closed, so sending fails only if the task has panicked.
-        if self.store.batch_waits(batches.send(work)).await.is_err() {
+        if self.sinks.store.batch_waits(batches.send(work)).await.is_err() {
             warn!("the task that writes batches has ended; JetStream will redeliver this batch");
         }
     }
@@ -230,7 +227,7 @@ impl Ingest {
     /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
     /// given back to the caller, which writes it alone. Malformed messages count towards the rate of their VM as well.
     async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
-        let documents = read(&message, self.offset, &self.histories.agent.retention);
+        let documents = read(&message, self.offset, &self.sinks.histories.agent.retention);
         let good = documents.as_ref().ok();
         let cost = Cost {
             bytes: message.payload.len(),
@@ -274,7 +271,7 @@ impl Ingest {
                 // The list of VMs shows the event as the reason.
                 let is_shown = refused.event.is_some();
                 if let Some(event) = refused.event {
-                    self.events.publish_unstored(event);
+                    self.sinks.events.publish_unstored(event);
                 }
                 if intake.refusals.refuse(&instance, message, refused.reason).await && !is_shown {
                     self.report(&instance, Some(VmLimit::DeadLetters));
@@ -287,7 +284,7 @@ impl Ingest {
     /// Reports that a VM is above a limit.
     fn report(&self, instance: &str, limit: Option<VmLimit>) {
         if let (Some(limit), Ok(id)) = (limit, instance.parse()) {
-            self.events.publish_over_limit(id, limit);
+            self.sinks.events.publish_over_limit(id, limit);
         }
     }
 }

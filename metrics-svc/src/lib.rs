@@ -13,6 +13,7 @@ mod database;
 pub mod deadline;
 pub mod documents;
 mod error;
+mod evaluation;
 mod events;
 mod filesystems;
 mod full_shares;
@@ -59,6 +60,7 @@ use crate::{
     agent_status::AgentStatuses,
     compaction::Compaction,
     config::MetricsSettings,
+    evaluation::Evaluations,
     events::Events,
     history::Histories,
     ingest::{Ingest, suspects::Suspects},
@@ -105,6 +107,7 @@ async fn serve(
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
     let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
     let statuses = Arc::new(AgentStatuses::new(bus, &shutdown));
+    let evaluations = Arc::new(Evaluations::new(bus, &settings.stream, &shutdown));
     let vms = Arc::new(VmList::new(
         &known_vms,
         &newest,
@@ -126,6 +129,7 @@ async fn serve(
     })
     .await;
     let Some(consumer) = consumer else { return Ok(()) };
+    evaluations.prepare().await;
     let (events, publishing) = Events::start(bus.clone(), settings.events, Arc::clone(&newest));
     let removal = Arc::new(Removal {
         rows: Arc::clone(store),
@@ -141,7 +145,14 @@ async fn serve(
         );
     }
     let full_shares = full_shares::follow(bus.clone(), events.clone(), shutdown.clone());
-    let ingest = Ingest::new(bus, Arc::clone(store), &histories, events, consumer, settings);
+    let keeping_stream = Arc::clone(&evaluations).keep_stream(shutdown.clone());
+    let sinks = ingest::Sinks {
+        store: Arc::clone(store),
+        histories: histories.clone(),
+        events,
+        evaluations,
+    };
+    let ingest = Ingest::new(bus, sinks, consumer, settings);
     let ingesting = tokio::spawn(ingest.run(shutdown.clone()));
     let work = [
         tokio::spawn(Arc::clone(&histories.agent).follow(settings.rollups.interval, shutdown.clone())),
@@ -164,6 +175,7 @@ async fn serve(
             shutdown.clone(),
         )),
         tokio::spawn(full_shares),
+        tokio::spawn(keeping_stream),
         publishing,
         tokio::spawn(statuses.receive(shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),

@@ -22,7 +22,7 @@ use vmwatch_bus::{
 use crate::{
     MetricsError, agent_status,
     config::{MetricsSettings, StreamSettings},
-    events,
+    evaluation, events,
 };
 
 /// Name of the JetStream consumer through which all replicas receive samples.
@@ -42,7 +42,7 @@ const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
 /// Returns the configuration of all streams and consumers of metrics-svc, according to the settings.
-pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 4] {
+pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 5] {
     [
         dead_letters(&settings.stream).into(),
         Wanted {
@@ -50,6 +50,7 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 4] {
             consumers: vec![consumer(&settings.stream)],
         },
         events::stream(&settings.events).into(),
+        evaluation::stream(&settings.stream).into(),
         agent_status::bucket(&settings.stream).into(),
     ]
 }

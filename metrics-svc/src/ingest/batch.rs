@@ -6,7 +6,7 @@ use async_nats::jetstream::{AckKind, Message};
 use bson::RawDocumentBuf;
 use metrics::counter;
 use tracing::{Span, info_span, warn};
-use vmwatch_api::metrics::SAMPLE_STREAM;
+use vmwatch_api::{alerts::evaluation::EvaluationRecord, metrics::SAMPLE_STREAM};
 use vmwatch_bus::link_to_publisher;
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     MetricsError, blocks,
     documents::Documents,
+    evaluation::{WatchedTable, record},
     events::Events,
     history::Histories,
     row_retention::RowRetention,
@@ -194,6 +195,15 @@ impl Batch {
                 }
             }
         }
+    }
+
+    /// Makes the evaluation records of the stored messages.
+    pub(super) fn evaluations(&self, verdicts: &[Verdict], watched: &WatchedTable) -> Vec<EvaluationRecord> {
+        let stored = self.documents.iter().zip(verdicts);
+        stored
+            .filter(|(_, verdict)| **verdict == Verdict::Stored)
+            .filter_map(|(documents, _)| record(documents, watched))
+            .collect()
     }
 
     /// Tells JetStream that the batch is still being processed, so that it does not redeliver the batch.

@@ -14,13 +14,14 @@ use vmwatch_api::time::UtcOffset;
 use vmwatch_bus::Bus;
 
 use super::{
+    Sinks,
     batch::{Batch, Refused, acknowledge},
     dead_letter::{publish_copy, refuse},
     message::read,
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };
-use crate::{MetricsError, events::Events, history::Histories, store::RowStore};
+use crate::MetricsError;
 
 /// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
 /// wait.
@@ -51,9 +52,7 @@ pub(super) enum Work {
 
 /// Writes batches to the database, one at a time.
 pub(super) struct Writer {
-    pub(super) store: Arc<RowStore>,
-    pub(super) histories: Histories,
-    pub(super) events: Events,
+    pub(super) sinks: Sinks,
     pub(super) bus: Bus,
     pub(super) suspects: Suspects,
     pub(super) offset: UtcOffset,
@@ -70,19 +69,10 @@ struct Outcome {
 }
 
 impl Writer {
-    pub(super) fn new(
-        store: &Arc<RowStore>,
-        histories: &Histories,
-        events: Events,
-        bus: &Bus,
-        offset: UtcOffset,
-        ack_wait: Duration,
-    ) -> Self {
+    pub(super) fn new(sinks: Sinks, bus: &Bus, offset: UtcOffset, ack_wait: Duration) -> Self {
         Self {
-            suspects: Suspects::new(store),
-            store: Arc::clone(store),
-            histories: histories.clone(),
-            events,
+            suspects: Suspects::new(&sinks.store),
+            sinks,
             bus: bus.clone(),
             offset,
             ack_wait,
@@ -123,7 +113,7 @@ impl Writer {
             refuse(&self.bus, &message, &reason).await;
             return Some(());
         }
-        match read(&message, self.offset, &self.histories.agent.retention) {
+        match read(&message, self.offset, &self.sinks.histories.agent.retention) {
             Ok(documents) => {
                 if let Some(refused) = &documents.refused {
                     counter!("vmwatch_rows_refused_total").increment(refused.count);
@@ -136,7 +126,7 @@ impl Writer {
             }
             Err(refused) => {
                 if let Some(event) = refused.event {
-                    self.events.publish_unstored(event);
+                    self.sinks.events.publish_unstored(event);
                 }
                 refuse(&self.bus, &message, &refused.reason).await;
             }
@@ -195,7 +185,9 @@ impl Writer {
             );
         }
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
-        batch.publish_events(&self.events, &verdicts);
+        batch.publish_events(&self.sinks.events, &verdicts);
+        let records = batch.evaluations(&verdicts, &self.sinks.evaluations.watched());
+        self.sinks.evaluations.publish(records).await;
         for (message, verdict) in batch.messages().iter().zip(&verdicts) {
             match verdict {
                 Verdict::Stored => acknowledge(message, AckKind::Ack).await,
@@ -265,14 +257,14 @@ impl Writer {
         shutdown: &CancellationToken,
     ) -> Option<Result<Vec<Refused>, MetricsError>> {
         let started = Instant::now();
-        let (store, histories, batch) = (Arc::clone(&self.store), self.histories.clone(), Arc::clone(batch));
+        let (sinks, batch) = (self.sinks.clone(), Arc::clone(batch));
         let limit = self.ack_wait * 2 / 3;
         let waiting = timeout(limit, Arc::clone(&self.attempts).acquire_owned());
         let Ok(permit) = shutdown.run_until_cancelled(waiting).await? else {
             return Some(Err(MetricsError::Unanswered(limit)));
         };
         let insert = async move {
-            let inserted = batch.insert(&store, &histories).await;
+            let inserted = batch.insert(&sinks.store, &sinks.histories).await;
             drop(permit);
             inserted
         };

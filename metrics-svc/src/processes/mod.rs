@@ -7,11 +7,13 @@ pub(crate) mod row;
 mod search;
 mod series;
 mod table;
+mod top;
 
 use std::sync::Arc;
 
 use vmwatch_api::time::UtcOffset;
 
+pub(crate) use self::series::tidy;
 use crate::{names::ProcessNames, store::RowStore};
 
 /// Access to the process rows and the process names in the database.

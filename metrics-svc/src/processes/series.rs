@@ -157,6 +157,6 @@ impl Processes {
 }
 
 /// Rounds a sum to three decimals, to remove the rounding errors of adding floats.
-pub(super) fn tidy(sum: f64) -> f64 {
+pub(crate) fn tidy(sum: f64) -> f64 {
     (sum * 1000.0).round() / 1000.0
 }

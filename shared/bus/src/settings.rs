@@ -176,6 +176,11 @@ impl BusSettings {
         }
     }
 
+    /// The URLs of the NATS servers.
+    pub fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
     /// The identity used in the inbox prefix: the public key of an enrolled agent or the NATS user, or the program's name if
     /// neither is set.
     pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {

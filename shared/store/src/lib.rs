@@ -9,7 +9,10 @@ use std::{path::PathBuf, time::Duration};
 
 use mongodb::{
     Client, Database,
-    options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, Tls, TlsOptions, WriteConcern},
+    options::{
+        ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, ServerAddress, Tls, TlsOptions,
+        WriteConcern,
+    },
 };
 use tracing::{Span, info_span, warn};
 use vmwatch_service::{
@@ -142,6 +145,17 @@ impl StoreSettings {
         options.read_concern = Some(ReadConcern::majority());
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         Ok(options)
+    }
+
+    /// The hosts and ports of the MongoDB servers in the URI.
+    pub async fn addresses(&self) -> Result<Vec<(String, u16)>, mongodb::error::Error> {
+        let options = ClientOptions::parse(&self.uri).await?;
+        let servers = options.hosts.into_iter().filter_map(|server| match server {
+            ServerAddress::Tcp { host, port } => Some((host, port.unwrap_or(27_017))),
+            // A Unix socket or a kind of a newer driver: it has no address that a receiver could have.
+            _ => None,
+        });
+        Ok(servers.collect())
     }
 
     async fn options(&self, program: &str) -> Result<ClientOptions, mongodb::error::Error> {

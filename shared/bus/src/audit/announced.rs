@@ -1,9 +1,9 @@
-//! Changes of a VM with two audit records: one before the change and one with its result.
+//! Changes with two audit records: one before the change and one with its result.
 
 use std::fmt;
 
 use vmwatch_api::{
-    InstanceId, MethodInfo,
+    MethodInfo,
     audit::{AuditRecord, AuditResult},
     time::unix_millis,
     wire::{Fault, FaultKind},
@@ -13,14 +13,14 @@ use super::{Audit, AuditError};
 use crate::Context;
 
 impl Audit {
-    /// Makes a change of a VM that a method requests, with an audit record before it and another one with its result
-    /// after it. `detail` describes the change. If the audit is required and the first record cannot be written, the
-    /// change is not made.
+    /// Makes a change that a method requests, with an audit record before it and another one with its result after it.
+    /// `target` is the id of the VM or record that changes, and `detail` describes the change. If the audit is required
+    /// and the first record cannot be written, the change is not made.
     pub async fn announced<T, E>(
         &self,
         context: &Context,
         method: &MethodInfo,
-        target: &InstanceId,
+        target: impl fmt::Display,
         detail: String,
         change: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E>

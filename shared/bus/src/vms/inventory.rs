@@ -110,6 +110,11 @@ impl InventoryTable {
         self.vms.get(id).map_or(&[], Vec::as_slice)
     }
 
+    /// All VMs with the hypervisors that have them, sorted by id.
+    pub fn all(&self) -> impl Iterator<Item = (&InstanceId, &[VmCopy])> {
+        self.vms.iter().map(|(id, copies)| (id, copies.as_slice()))
+    }
+
     pub(super) fn entry(&self, id: &InstanceId) -> Option<(&InstanceId, &[VmCopy])> {
         let (id, copies) = self.vms.get_key_value(id)?;
         Some((id, copies))
