@@ -8,6 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 use vmwatch_api::{
+    alerts::{AlertPosition, channels::MessagePosition},
     audit::AuditCursor,
     lifecycle::OperationPosition,
     metrics::RowId,
@@ -37,6 +38,14 @@ pub(super) struct AuditPosition(pub(super) AuditCursor);
 #[derive(Debug)]
 pub(super) struct RowCursor(pub(super) ExportPosition);
 
+/// Cursor in a list of alerts: beginning and id of the last alert on the page.
+#[derive(Debug)]
+pub(super) struct AlertCursor(pub(super) AlertPosition);
+
+/// Cursor in a list of messages: creation time and id of the last message on the page.
+#[derive(Debug)]
+pub(super) struct MessageCursor(pub(super) MessagePosition);
+
 /// OpenAPI schema of a cursor. Every string that matches the pattern must be a valid cursor.
 pub(super) fn cursor_schema(pattern: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
@@ -53,6 +62,30 @@ impl OperationCursor {
         let (moment, id) = text.split_once('.')?;
         Some(Self(OperationPosition {
             requested_at_ms: number(moment)?,
+            id: id.parse().ok()?,
+        }))
+    }
+}
+
+impl AlertCursor {
+    const PATTERN: &str = OperationCursor::PATTERN;
+
+    fn read(text: &str) -> Option<Self> {
+        let (since, id) = text.split_once('.')?;
+        Some(Self(AlertPosition {
+            since_ms: number(since)?,
+            id: id.parse().ok()?,
+        }))
+    }
+}
+
+impl MessageCursor {
+    const PATTERN: &str = OperationCursor::PATTERN;
+
+    fn read(text: &str) -> Option<Self> {
+        let (created, id) = text.split_once('.')?;
+        Some(Self(MessagePosition {
+            created_ms: number(created)?,
             id: id.parse().ok()?,
         }))
     }
@@ -160,6 +193,18 @@ impl Serialize for OperationCursor {
     }
 }
 
+impl Serialize for AlertCursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.since_ms, self.0.id))
+    }
+}
+
+impl Serialize for MessageCursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.created_ms, self.0.id))
+    }
+}
+
 impl Serialize for TableCursor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&format_args!("{}.{}", self.0.at_ms, self.0.id.as_str()))
@@ -208,6 +253,18 @@ impl<'de> Deserialize<'de> for OperationCursor {
     }
 }
 
+impl<'de> Deserialize<'de> for AlertCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
+impl<'de> Deserialize<'de> for MessageCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
 impl<'de> Deserialize<'de> for TableCursor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
@@ -239,6 +296,18 @@ impl PartialSchema for OperationCursor {
     }
 }
 
+impl PartialSchema for AlertCursor {
+    fn schema() -> RefOr<Schema> {
+        cursor_schema(Self::PATTERN)
+    }
+}
+
+impl PartialSchema for MessageCursor {
+    fn schema() -> RefOr<Schema> {
+        cursor_schema(Self::PATTERN)
+    }
+}
+
 impl PartialSchema for TableCursor {
     fn schema() -> RefOr<Schema> {
         cursor_schema(Self::PATTERN)
@@ -251,6 +320,8 @@ impl PartialSchema for EventCursor {
     }
 }
 
+impl ToSchema for AlertCursor {}
+impl ToSchema for MessageCursor {}
 impl ToSchema for OperationCursor {}
 impl ToSchema for TableCursor {}
 impl ToSchema for EventCursor {}
@@ -267,6 +338,14 @@ mod tests {
         let event = "1483277879001.ended.479.1482236515630";
         assert_eq!(
             serde_json::to_value(OperationCursor::read(operation)).unwrap(),
+            operation
+        );
+        assert_eq!(
+            serde_json::to_value(AlertCursor::read(operation)).unwrap(),
+            operation
+        );
+        assert_eq!(
+            serde_json::to_value(MessageCursor::read(operation)).unwrap(),
             operation
         );
         assert_eq!(serde_json::to_value(TableCursor::read(table)).unwrap(), table);
@@ -292,6 +371,8 @@ mod tests {
         ] {
             assert!(TableCursor::read(bad).is_none(), "{bad}");
             assert!(OperationCursor::read(bad).is_none(), "{bad}");
+            assert!(AlertCursor::read(bad).is_none(), "{bad}");
+            assert!(MessageCursor::read(bad).is_none(), "{bad}");
         }
         for bad in [
             "1.20170101213759.5869",

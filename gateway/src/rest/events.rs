@@ -15,7 +15,10 @@ use axum::{
 use bytes::Bytes;
 use futures::stream;
 use metrics::{counter, gauge};
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, IntoDeserializer},
+};
 use tokio::{
     sync::watch,
     task::yield_now,
@@ -34,8 +37,8 @@ use vmwatch_bus::limits::Permit;
 use vmwatch_service::jitter::jittered;
 
 use super::{
-    caller::Caller, extract::Query, measures::values_schema, operations::Operation, problem::Problem,
-    time::Timestamp,
+    alerts::Alert, caller::Caller, extract::Query, measures::values_schema, operations::Operation,
+    problem::Problem, time::Timestamp,
 };
 use crate::{
     Gateway,
@@ -80,9 +83,9 @@ pub(super) struct EventsQuery {
     /// Send only events of these VMs: up to 200 ids, separated by commas.
     #[param(style = Form, explode = false, value_type = Option<Vec<InstanceId>>, min_items = 1, max_items = 200)]
     instance_id: Option<Selected>,
-    /// Send only events of this kind.
-    #[param(inline)]
-    kind: Option<EventKind>,
+    /// Send only events of these kinds, separated by commas.
+    #[param(inline, style = Form, explode = false, value_type = Option<Vec<EventKind>>, min_items = 1)]
+    kind: Option<Kinds>,
 }
 
 /// Ids of the VMs whose events a client receives.
@@ -97,6 +100,20 @@ impl<'de> Deserialize<'de> for Selected {
         }
         let ids = text.split(',').map(str::parse).collect::<Result<_, _>>();
         ids.map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// Kinds of the events that a client receives.
+#[derive(Debug)]
+struct Kinds(Vec<EventKind>);
+
+impl<'de> Deserialize<'de> for Kinds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let kinds = text
+            .split(',')
+            .map(|kind| EventKind::deserialize(kind.into_deserializer()));
+        kinds.collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -116,6 +133,8 @@ enum EventKind {
     Machine,
     /// The removal of a VM by an administrator.
     Removed,
+    /// A changed alert of a VM.
+    Alert,
 }
 
 impl EventKind {
@@ -128,6 +147,7 @@ impl EventKind {
             Self::Operation => "operation",
             Self::Machine => "machine",
             Self::Removed => "removed",
+            Self::Alert => "alert",
         }
     }
 }
@@ -192,7 +212,7 @@ pub(super) struct RemovedEvent<'a> {
 /// Follow live events
 ///
 /// An endless stream of server-sent events named `sample`, `hypervisor_sample`, `processes`, `operation` (with the same data
-/// as `GET /operations/{id}`), `machine` and `removed`. Each event has JSON data and a number as its id. The first event is `ready`, or
+/// as `GET /operations/{id}`), `machine`, `removed` and `alert` (with the same data as `GET /alerts/{id}`). Each event has JSON data and a number as its id. The first event is `ready`, or
 /// `gap` if more events were missed since `Last-Event-ID` than can be replayed; after `gap`, reload the displayed data.
 /// The event `end` means that the session has ended. A comment line is sent every 15 seconds. A client that reads too
 /// slowly is disconnected; it can reconnect with the id of the last event that it received.
@@ -215,7 +235,9 @@ pub(super) async fn follow(
     let filter = Filter {
         scope: caller.principal().scope.clone(),
         selected: query.instance_id.map(|Selected(ids)| ids),
-        kind: query.kind.map(EventKind::as_str),
+        kinds: query
+            .kind
+            .map(|Kinds(kinds)| kinds.into_iter().map(EventKind::as_str).collect()),
     };
     let reader = Reader::new(gateway, caller.token, filter, start, permit);
     let frames = stream::unfold(reader, async |mut reader| {
@@ -237,12 +259,12 @@ pub(super) async fn follow(
 struct Filter {
     scope: Scope,
     selected: Option<BTreeSet<InstanceId>>,
-    kind: Option<&'static str>,
+    kinds: Option<BTreeSet<&'static str>>,
 }
 
 impl Filter {
     fn allows(&self, instance: &InstanceId, kind: &str) -> bool {
-        self.kind.is_none_or(|only| only == kind)
+        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(kind))
             && self.selected.as_ref().is_none_or(|ids| ids.contains(instance))
             && self.scope.allows(instance)
     }
@@ -430,6 +452,7 @@ fn data(event: &LiveEvent) -> Option<String> {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
         }),
+        LiveEvent::Alert(event) => serde_json::to_string(&Alert::from(event.alert.clone())),
         LiveEvent::Unstored(_) | LiveEvent::OverLimit(_) => return None,
     };
     // Encoding a flat struct of strings and numbers cannot fail.
@@ -479,12 +502,12 @@ mod tests {
     }
 
     #[test]
-    fn event_filter_allows_only_scope_selected_vms_and_kind() {
+    fn event_filter_allows_only_scope_selected_vms_and_kinds() {
         let id = |id: &str| id.parse::<InstanceId>().unwrap();
         let mut filter = Filter {
             scope: Scope::Only(vec![id("a"), id("b"), id("c")]),
             selected: None,
-            kind: None,
+            kinds: None,
         };
         let allowed = |filter: &Filter| {
             let allows = |instance: &&str| filter.allows(&id(instance), "sample");
@@ -496,9 +519,9 @@ mod tests {
         assert_eq!(allowed(&filter), ["a", "b", "c"]);
         filter.selected = Some([id("a"), id("b"), id("d")].into());
         assert_eq!(allowed(&filter), ["a", "b"]);
-        filter.kind = Some("sample");
+        filter.kinds = Some(["sample", "machine"].into());
         assert_eq!(allowed(&filter), ["a", "b"]);
-        filter.kind = Some("operation");
+        filter.kinds = Some(["operation"].into());
         assert_eq!(allowed(&filter), [""; 0]);
     }
 
@@ -511,9 +534,22 @@ mod tests {
             "operation",
             "machine",
             "removed",
+            "alert",
         ] {
             let parsed: EventKind = serde_json::from_value(kind.into()).unwrap();
             assert_eq!(parsed.as_str(), kind);
+        }
+    }
+
+    #[test]
+    fn kinds_of_events_are_separated_by_commas() {
+        let read = |kinds: &str| serde_json::from_value::<Kinds>(kinds.into());
+        assert_eq!(
+            read("operation,machine").unwrap().0,
+            [EventKind::Operation, EventKind::Machine]
+        );
+        for bad in ["", "operation,", "none", "operation machine"] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 }

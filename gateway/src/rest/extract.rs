@@ -8,7 +8,7 @@ use axum::{
     http::{StatusCode, header, request::Parts},
 };
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error, Visitor},
 };
 use utoipa::{
@@ -144,8 +144,17 @@ where
 pub(super) struct Number<const LEAST: u64, const MOST: u64>(u64);
 
 impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
+    /// The smallest number within the bounds.
+    pub(super) const LEAST: Self = Self(LEAST);
+
     pub(super) const fn get(self) -> u64 {
         self.0
+    }
+}
+
+impl<const LEAST: u64, const MOST: u64> Serialize for Number<LEAST, MOST> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod actions;
 mod agents;
+mod alerts;
 mod audit;
 mod caller;
 mod cursors;
@@ -21,6 +22,7 @@ mod openapi;
 mod operations;
 mod problem;
 mod process_search;
+mod process_top;
 mod processes;
 mod range;
 mod removal;
@@ -73,6 +75,7 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(processes::table))
         .routes(routes!(processes::history))
         .routes(routes!(processes::events))
+        .routes(routes!(process_top::top))
         .routes(routes!(filesystems::filesystems))
         .routes(routes!(process_search::search))
         .routes(routes!(actions::act))
@@ -87,7 +90,24 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(join_tokens::revoke))
         .routes(routes!(agents::enroll, agents::list))
         .routes(routes!(agents::revoke))
-        .routes(routes!(audit::list));
+        .routes(routes!(audit::list))
+        .routes(routes!(alerts::list))
+        .routes(routes!(alerts::get))
+        .routes(routes!(alerts::acknowledge))
+        .routes(routes!(alerts::rules::list, alerts::rules::create))
+        .routes(routes!(alerts::rules::preview))
+        .routes(routes!(
+            alerts::rules::get,
+            alerts::rules::update,
+            alerts::rules::remove
+        ))
+        .routes(routes!(alerts::silences::list, alerts::silences::create))
+        .routes(routes!(alerts::silences::end))
+        .routes(routes!(alerts::channels::list, alerts::channels::create))
+        .routes(routes!(alerts::channels::names))
+        .routes(routes!(alerts::channels::update, alerts::channels::remove))
+        .routes(routes!(alerts::channels::test))
+        .routes(routes!(alerts::messages::list));
     let (routes, mut document) = OpenApiRouter::with_openapi(openapi::base())
         .nest(PATH, routes)
         .split_for_parts();

@@ -61,10 +61,11 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         (name = "vms", description = "List of VMs and history of their measures"),
         (name = "processes", description = "Processes of a VM, now and at earlier times, and the VMs in which a process ran"),
         (name = "operations", description = "Starting, stopping and rebooting VMs, and the results"),
-        (name = "events", description = "Live events: new samples, operations and state changes of VMs"),
+        (name = "events", description = "Live events: new samples, operations, alerts and state changes of VMs"),
         (name = "users", description = "User management, for administrators"),
         (name = "agents", description = "Enrolment of agents with join tokens, and revocation of their keys"),
         (name = "audit", description = "The audit log, for administrators"),
+        (name = "alerts", description = "Alerts, their rules and silences, and the channels that they notify"),
     ),
 )]
 struct Base;

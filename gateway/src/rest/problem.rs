@@ -85,6 +85,11 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "agent", rule)
     }
 
+    /// A rule, silence or channel of alerts breaks a rule that a schema cannot express.
+    pub(super) fn alert(rule: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "alert", rule)
+    }
+
     /// Labels break a rule. A schema cannot express all of them, such as the length in bytes.
     pub(super) fn labels(rule: InvalidLabels) -> Self {
         let detail = format!("body: labels: {rule}");

@@ -14,6 +14,8 @@ const VIEWS = {
   vms: ["/", "table.vms tbody tr"],
   vm: [`/vms/${vm}?range=1h`, "table.process tbody tr"],
   ...(process_ && { process: [`/vms/${vm}?range=1h&process=${process_}`, "section.history canvas"] }),
+  alerts: ["/alerts", "main .cards, main .notice"],
+  rules: ["/alerts/rules", "table.rules tbody tr"],
   operations: ["/operations", "main .cards, main .notice"],
   agents: ["/agents", "section.tokens p, section.tokens table"],
   audit: ["/audit", "table.records tbody tr"],

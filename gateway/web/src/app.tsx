@@ -1,13 +1,16 @@
 import { useEffect } from "preact/hooks";
+import { firing, useFiring } from "./alerts";
 import { api, ask, may, me } from "./api/client";
 import { followLive, liveState } from "./api/live";
 import { useResource } from "./api/resource";
+import { whole } from "./format";
 import { t } from "./i18n";
 import { followOperations } from "./operations";
 import { AccountMenu } from "./parts/account";
-import { Failed, Loading, Notice } from "./parts/states";
+import { Failed, Loading, NotFound } from "./parts/states";
 import { route } from "./router";
 import { Agents } from "./views/agents";
+import { AlertViews } from "./views/alerts";
 import { Audit } from "./views/audit";
 import { Operations } from "./views/operations";
 import { ProcessSearch } from "./views/search";
@@ -35,6 +38,7 @@ export function App() {
 function Shell() {
   useEffect(followLive, []);
   useEffect(followOperations, []);
+  useFiring();
   return (
     <>
       <a class="skip" href="#main">{t().skip}</a>
@@ -57,6 +61,7 @@ function Navigation() {
   const path = route.value.path;
   const links = [
     ["/", texts.vms, path === "/" || path.startsWith("/vms")],
+    ["/alerts", texts.alerts, isAlerts(path)],
     ["/processes", texts.processes, path === "/processes"],
     ["/operations", texts.operations, path === "/operations"],
     ...(may("admin")
@@ -70,9 +75,27 @@ function Navigation() {
   return (
     <nav aria-label={texts.label}>
       {links.map(([address, text, here]) => (
-        <a key={address} href={address} aria-current={here ? "page" : undefined}>{text}</a>
+        <a key={address} href={address} aria-current={here ? "page" : undefined}>
+          {text}
+          {address === "/alerts" && <FiringCount />}
+        </a>
       ))}
     </nav>
+  );
+}
+
+const isAlerts = (path: string): boolean => path === "/alerts" || path.startsWith("/alerts/");
+
+/** Number of firing alerts, if there are any. */
+function FiringCount() {
+  const count = firing.value?.alerts.size ?? 0;
+  if (count === 0) return null;
+  const text = firing.value?.isCut ? `${whole(count)}+` : whole(count);
+  return (
+    <span class="firing-count" title={t().alerts.firingCount(text)}>
+      <span aria-hidden="true">{text}</span>
+      <span class="hidden">{t().alerts.firingCount(text)}</span>
+    </span>
   );
 }
 
@@ -85,17 +108,12 @@ function View() {
   const vm = /^\/vms\/([0-9A-Za-z_-]{1,64})$/.exec(path)?.[1];
   if (path === "/") return <Vms />;
   if (vm !== undefined) return <VmPage key={vm} id={vm} />;
+  if (isAlerts(path)) return <AlertViews path={path} />;
   if (path === "/processes") return <ProcessSearch />;
   if (path === "/operations") return <Operations />;
   if (path === "/agents") return <Agents />;
   if (path === "/audit") return <Audit />;
   if (path === "/users") return <Users />;
   if (path === "/sessions") return <Sessions />;
-  const texts = t().common;
-  return (
-    <Notice title={texts.notFoundTitle} whole>
-      <p>{texts.notFound}</p>
-      <a class="button" href="/">{texts.home}</a>
-    </Notice>
-  );
+  return <NotFound />;
 }

@@ -7,6 +7,7 @@ export type Schemas = components["schemas"];
 export type Vm = Schemas["Vm"];
 export type VmDetail = Schemas["VmDetail"];
 export type Operation = Schemas["Operation"];
+export type Alert = Schemas["Alert"];
 export type Me = Schemas["Me"];
 
 export const api = createClient<paths>();

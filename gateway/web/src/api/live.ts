@@ -10,6 +10,7 @@ interface Kinds {
   operation: Schemas["Operation"];
   machine: Schemas["MachineEvent"];
   removed: Schemas["RemovedEvent"];
+  alert: Schemas["Alert"];
 }
 
 export type LiveState = "connecting" | "live" | "lost";
@@ -30,6 +31,7 @@ const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
   operation: new Set(),
   machine: new Set(),
   removed: new Set(),
+  alert: new Set(),
 };
 
 /** Subscribes to events of one kind. Returns the function that unsubscribes. */
@@ -43,15 +45,15 @@ const MAX_WATCHED = 200;
 /** A changed selection takes effect after this delay, because a list that scrolls changes it with every row. */
 const SETTLE_MS = 300;
 
-/** VMs whose events the views need; if there are none, they need the operations on all VMs. */
+/** VMs whose events the views need; if there are none, they need the operations and alerts of all VMs. */
 let wanted: ReadonlySet<string> = new Set();
-/** VMs whose events the open stream delivers; if there are none, it delivers the operations on all VMs. */
+/** VMs whose events the open stream delivers; if there are none, it delivers the operations and alerts of all VMs. */
 let watched: ReadonlySet<string> = new Set();
 let settling: ReturnType<typeof setTimeout> | undefined;
 /** Ends the open stream, so that the next one is opened for the wanted VMs. */
 let reopen = (): void => undefined;
 
-/** Selects the VMs whose events arrive. Without ids, the operations on all VMs arrive and no other events. */
+/** Selects the VMs whose events arrive. Without ids, the operations and alerts of all VMs arrive and no other events. */
 export function watch(ids: readonly string[]): void {
   wanted = new Set(ids.slice(0, MAX_WATCHED));
   clearTimeout(settling);
@@ -105,7 +107,7 @@ async function followOnce(stop: AbortSignal, connected: () => void): Promise<voi
   const silence = new AbortController();
   const hangUp = () => silence.abort();
   watched = wanted;
-  const selection = watched.size > 0 ? `instance_id=${[...watched].join(",")}` : "kind=operation";
+  const selection = watched.size > 0 ? `instance_id=${[...watched].join(",")}` : "kind=operation,alert";
   let timer = setTimeout(hangUp, SILENCE_MS);
   try {
     const headers: Record<string, string> = lastId === null ? {} : { "Last-Event-ID": lastId };

@@ -1,4 +1,5 @@
 import { whole } from "../format";
+import { alertsEn } from "./alerts.en";
 
 /** What to do if the samples of a VM are stored late because of a limit. */
 const storedLate = (setting: string) =>
@@ -6,7 +7,7 @@ const storedLate = (setting: string) =>
 
 export const en = {
   product: "vmwatch",
-  nav: { label: "Views", vms: "VMs", processes: "Processes", operations: "Operations", agents: "Agents", audit: "Audit", users: "Users", api: "API" },
+  nav: { label: "Views", vms: "VMs", alerts: "Alerts", processes: "Processes", operations: "Operations", agents: "Agents", audit: "Audit", users: "Users", api: "API" },
   skip: "Skip to content",
   units: { days: "d", hours: "h", minutes: "min", seconds: "s" },
   live: {
@@ -421,6 +422,7 @@ export const en = {
     empty: "No record matches the filters.",
     older: "Search older records",
   },
+  alerts: alertsEn,
   users: {
     title: "Users",
     add: "Add user",

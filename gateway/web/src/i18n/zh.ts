@@ -1,12 +1,13 @@
 import { whole } from "../format";
 import type { Texts } from ".";
+import { alertsZh } from "./alerts.zh";
 
 const storedLate = (setting: string) =>
   `其最新采样会延迟保存。如果之前发生过中断，积压的采样保存完毕后此提示会消失；否则请减少代理上报的内容，或调高 metrics-svc 的 ${setting}。`;
 
 export const zh: Texts = {
   product: "vmwatch",
-  nav: { label: "视图", vms: "虚拟机", processes: "进程", operations: "操作", agents: "Agent", audit: "审计", users: "用户", api: "API" },
+  nav: { label: "视图", vms: "虚拟机", alerts: "告警", processes: "进程", operations: "操作", agents: "Agent", audit: "审计", users: "用户", api: "API" },
   skip: "跳到主要内容",
   units: { days: "天", hours: "小时", minutes: "分钟", seconds: "秒" },
   live: {
@@ -413,6 +414,7 @@ export const zh: Texts = {
     empty: "没有符合筛选条件的记录。",
     older: "查找更早的记录",
   },
+  alerts: alertsZh,
   users: {
     title: "用户",
     add: "添加用户",

@@ -28,6 +28,7 @@ interface FormProps {
   title: string;
   submit: string;
   dangerous?: boolean;
+  wide?: boolean;
   /** Submits the form; errors it throws are shown in the dialog. */
   act: (form: FormData) => Promise<void>;
   close: () => void;
@@ -35,7 +36,7 @@ interface FormProps {
 }
 
 /** A dialog with a form. It closes on success and shows the error on failure. */
-export function FormDialog({ title, submit, dangerous = false, act, close, children }: FormProps) {
+export function FormDialog({ title, submit, dangerous = false, wide = false, act, close, children }: FormProps) {
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState("");
   const send = async (event: SubmitEvent) => {
@@ -51,7 +52,7 @@ export function FormDialog({ title, submit, dangerous = false, act, close, child
     }
   };
   return (
-    <Dialog title={title} close={close}>
+    <Dialog title={title} close={close} wide={wide}>
       <form onSubmit={(event) => void send(event)}>
         {children}
         {problem && <p class="problem" role="alert">{problem}</p>}

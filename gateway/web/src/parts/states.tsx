@@ -53,6 +53,17 @@ export function Failed({ failure, retry }: { failure: Failure; retry: () => void
   );
 }
 
+/** The address of the page has no view. */
+export function NotFound() {
+  const texts = t().common;
+  return (
+    <Notice title={texts.notFoundTitle} whole>
+      <p>{texts.notFound}</p>
+      <a class="button" href="/">{texts.home}</a>
+    </Notice>
+  );
+}
+
 /** Skeleton rows shown while loading, labelled for screen readers. */
 export function Loading({ rows = 6 }: { rows?: number }) {
   return (

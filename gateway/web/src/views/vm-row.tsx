@@ -10,6 +10,7 @@ import { Meter } from "../parts/meter";
 import { Sparkline } from "../parts/sparkline";
 import { vmAddress } from "../router";
 import { FaultBadge, isUnstored } from "./agent-faults";
+import { FiringBadge } from "./alerts/vm-badge";
 import { isMeasured } from "./rows";
 import { copyTexts, startProblem } from "./vm/actions";
 
@@ -26,7 +27,10 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
   return (
     <tr aria-rowindex={index} class={stale ? "silent" : undefined} data-vm={vm.instance_id}>
       <th scope="row" class="name">
-        <a href={vmAddress(vm.instance_id)} title={details(vm)}>{name}</a>
+        <div class="named">
+          <a href={vmAddress(vm.instance_id)} title={details(vm)}>{name}</a>
+          <FiringBadge id={vm.instance_id} />
+        </div>
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
       </th>
       <td class="state">

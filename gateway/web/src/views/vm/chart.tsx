@@ -4,7 +4,11 @@ import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import { tick } from "../../format";
 import { t } from "../../i18n";
+import { Badge } from "../../parts/badge";
 import { dark, language } from "../../preferences";
+import { SEVERITY } from "../alerts/card";
+import type { Mark } from "./alerts";
+import { drawMarks, drawPin } from "./drawing";
 import type { Stats } from "./series";
 
 export interface Line {
@@ -22,6 +26,8 @@ export interface ChartProps {
   unit: string;
   at: number[];
   lines: Line[];
+  /** Times of alerts. */
+  marks?: Mark[];
   /** The upper end of the y axis; if absent, it follows the data. */
   top?: number;
   format: (value: number) => string;
@@ -43,13 +49,14 @@ const NO_BUCKET = -1;
 /** Maximum distance between the cursor and the bucket it selects. */
 const NEAR_PX = 24;
 const HEIGHT = 124;
+const NO_MARKS: Mark[] = [];
 /** Lengths of the dashes and of the gaps between them, in pixels. */
 const DASH = [5, 4];
 /** Axis steps for rates, whose units are multiples of 1024. */
 const POWERS = Array.from({ length: 48 }, (_, index) => 2 ** (index - 6));
 
 export function Chart(props: ChartProps) {
-  const { title, unit, lines, format, at } = props;
+  const { title, unit, lines, format, at, marks = NO_MARKS } = props;
   const host = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const latest = useRef(props);
@@ -77,7 +84,7 @@ export function Chart(props: ChartProps) {
   useEffect(() => {
     plot.current?.setData(table(props), false);
     plot.current?.setScale("x", { min: props.from / 1000, max: props.to / 1000 });
-  }, [at, lines, props.from, props.to, props.pin]);
+  }, [at, lines, marks, props.from, props.to, props.pin]);
   const shown = index.value ?? lastKnown(at, lines);
   return (
     <figure class="chart" data-chart={props.id}>
@@ -87,8 +94,23 @@ export function Chart(props: ChartProps) {
           {lines.map((line) => <Value key={line.name} line={line} index={shown} format={format} alone={lines.length === 1} />)}
         </span>
       </figcaption>
-      <div ref={host} class="plot" aria-hidden="true" />
+      <div class="frame">
+        <div ref={host} class="plot" aria-hidden="true" />
+        <MarkNames marks={marks} hover={props.hover} />
+      </div>
     </figure>
+  );
+}
+
+/** Names the alerts at the moment under the cursor. */
+function MarkNames({ marks, hover }: { marks: Mark[]; hover: Signal<number | null> }) {
+  const moment = hover.value;
+  const held = moment === null ? [] : marks.filter(({ from, to }) => from <= moment && moment <= to);
+  if (held.length === 0) return null;
+  return (
+    <div class="mark-names" aria-hidden="true">
+      {held.map(({ text, severity, from }) => <Badge key={`${text} ${from}`} tone={SEVERITY[severity] ?? "bad"}>{text}</Badge>)}
+    </div>
   );
 }
 
@@ -186,7 +208,10 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
         // A chart that has just been created under the pointer has no scale yet.
         latest.current.hover.value = left >= 0 && Number.isFinite(moment) ? moment : null;
       }],
-      draw: [(chart) => drawPin(chart, latest.current.pin, colour("--accent"))],
+      draw: [(chart) => {
+        drawMarks(chart, latest.current.marks ?? NO_MARKS, colour);
+        drawPin(chart, latest.current.pin, colour("--accent"));
+      }],
     },
   };
 }
@@ -196,22 +221,6 @@ function ticks(splits: number[], distance: number): string[] {
     const day = (at: number | undefined) => at !== undefined && new Date(at * 1000).toDateString();
     return tick(split * 1000, distance * 1000, index === 0 || day(splits[index - 1]) !== day(split));
   });
-}
-
-function drawPin(chart: uPlot, pin: number | null, colour: string): void {
-  if (pin === null) return;
-  const x = chart.valToPos(pin / 1000, "x", true);
-  const { left, top, width, height } = chart.bbox;
-  if (x < left || x > left + width) return;
-  const { ctx } = chart;
-  ctx.save();
-  ctx.strokeStyle = colour;
-  ctx.lineWidth = 2 * devicePixelRatio;
-  ctx.beginPath();
-  ctx.moveTo(x, top);
-  ctx.lineTo(x, top + height);
-  ctx.stroke();
-  ctx.restore();
 }
 
 /** Handles click (pin), drag (zoom) and the pointer leaving the chart. */

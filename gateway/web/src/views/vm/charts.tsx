@@ -2,6 +2,7 @@ import type { Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { clock, fullTime, percent, rate, tenths, wholePercent } from "../../format";
 import { t } from "../../i18n";
+import type { Mark } from "./alerts";
 import { Chart, type Line } from "./chart";
 import { type Range, showBetween } from "./range";
 import type { BySource, VmMeasure } from "./series";
@@ -9,11 +10,13 @@ import type { BySource, VmMeasure } from "./series";
 interface ChartsProps {
   values: BySource;
   range: Range;
+  /** Times of alerts. */
+  marks: Mark[];
   hover: Signal<number | null>;
   click: (at: number) => void;
 }
 
-export function Charts({ values, range, hover, click }: ChartsProps) {
+export function Charts({ values, range, marks, hover, click }: ChartsProps) {
   const texts = t().vm;
   const { charts, chartUnits: units, series } = texts;
   const { at, agent, hypervisor } = values;
@@ -49,25 +52,30 @@ export function Charts({ values, range, hover, click }: ChartsProps) {
       disk: rates(both(series.read, "--chart-1", "disk_read"), both(series.write, "--chart-3", "disk_write")),
     };
   }, [agent, hypervisor, series]);
+  // An alert without a chart of its own is marked on all of them.
+  const marked = useMemo(() => {
+    const of = (chart: string) => marks.filter((mark) => mark.chart === undefined || mark.chart === chart);
+    return { cpu: of("cpu"), load: of("load"), pressure: of("pressure"), mem: of("mem"), net: of("net"), disk: of("disk") };
+  }, [marks]);
   const common = { at, from: range.from, to: range.to, pin: range.pin, hover, click, zoom: showBetween };
   return (
     <section aria-label={charts.label}>
       <div class="charts" role="group" aria-label={charts.label} tabIndex={0}>
-        <Chart {...common} id="cpu" title={charts.cpu} unit={units.cpu} lines={lines.cpu} top={100} format={percent} mark={wholePercent} />
+        <Chart {...common} id="cpu" title={charts.cpu} unit={units.cpu} lines={lines.cpu} marks={marked.cpu} top={100} format={percent} mark={wholePercent} />
         {lines.load.length > 0 && (
-          <Chart {...common} id="load" title={charts.load} unit={units.load} lines={lines.load} format={tenths} mark={tenths} />
+          <Chart {...common} id="load" title={charts.load} unit={units.load} lines={lines.load} marks={marked.load} format={tenths} mark={tenths} />
         )}
         {lines.pressure.length > 0 && (
-          <Chart {...common} id="pressure" title={charts.pressure} unit={units.pressure} lines={lines.pressure} top={100} format={percent} mark={wholePercent} />
+          <Chart {...common} id="pressure" title={charts.pressure} unit={units.pressure} lines={lines.pressure} marks={marked.pressure} top={100} format={percent} mark={wholePercent} />
         )}
         {lines.mem.length > 0 && (
-          <Chart {...common} id="mem" title={charts.mem} unit={units.mem} lines={lines.mem} top={100} format={percent} mark={wholePercent} />
+          <Chart {...common} id="mem" title={charts.mem} unit={units.mem} lines={lines.mem} marks={marked.mem} top={100} format={percent} mark={wholePercent} />
         )}
         {lines.net.length > 0 && (
-          <Chart {...common} id="net" title={charts.net} unit={units.net} lines={lines.net} format={rate} mark={rate} />
+          <Chart {...common} id="net" title={charts.net} unit={units.net} lines={lines.net} marks={marked.net} format={rate} mark={rate} />
         )}
         {lines.disk.length > 0 && (
-          <Chart {...common} id="disk" title={charts.disk} unit={units.disk} lines={lines.disk} format={rate} mark={rate} />
+          <Chart {...common} id="disk" title={charts.disk} unit={units.disk} lines={lines.disk} marks={marked.disk} format={rate} mark={rate} />
         )}
       </div>
       <Scrubber at={at} range={range} hover={hover} click={click} />
@@ -89,7 +97,7 @@ function SourceNote({ isAlone }: { isAlone: boolean }) {
 }
 
 /** Slider that selects a moment by keyboard or touch. */
-function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "values">) {
+function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "values" | "marks">) {
   const moment = hover.value ?? range.pin ?? at.at(-1) ?? range.to;
   const nearest = at.reduce((best, time, index) => (Math.abs(time - moment) < Math.abs((at[best] ?? 0) - moment) ? index : best), 0);
   const time = range.to - range.from > 86_400_000 ? fullTime : clock;

@@ -10,6 +10,7 @@ import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
 import { route } from "../../router";
 import { FaultNotes } from "../agent-faults";
 import { ConflictNote } from "./actions";
+import { AlertNotes, PastAlerts, useVmAlerts } from "./alerts";
 import { Charts } from "./charts";
 import { Download } from "./download";
 import { Filesystems } from "./filesystems";
@@ -36,6 +37,7 @@ export function VmPage({ id }: { id: string }) {
   const range = useRange();
   const history = useHistory(id, range, "agent");
   const measured = useHistory(id, range, "hypervisor");
+  const alerts = useVmAlerts(id, range);
   const hover = useSignal<number | null>(null);
   // A live chart moves with the clock; the requested time range stays fixed until the next request.
   const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
@@ -74,13 +76,17 @@ export function VmPage({ id }: { id: string }) {
       <DegradedNote degraded={vm.data.degraded} />
       <ConflictNote copies={vm.data.copies} />
       <FaultNotes faults={vm.data.agent_faults} />
+      <AlertNotes id={id} alerts={alerts} />
       <RangeBar range={shown} resolution={history.resolution} loading={history.loading || measured.loading}>
         <Download id={id} name={vm.data.name ?? id} range={shown} />
       </RangeBar>
       {!isLoaded ? (
         <Loading rows={4} />
       ) : values.at.length > 0 ? (
-        <Charts values={values} range={shown} hover={hover} click={(at) => pin(shown, moment(at))} />
+        <>
+          <Charts values={values} range={shown} marks={alerts.marks} hover={hover} click={(at) => pin(shown, moment(at))} />
+          <PastAlerts alerts={alerts} />
+        </>
       ) : failure ? (
         <Failed failure={failure} retry={() => [history, measured].forEach(({ reload }) => reload())} />
       ) : (
