@@ -27,6 +27,8 @@ def compose():
                 yield f"{service} uses the secret {secret}, which is not declared"
             if secret.startswith("callout-") and service != "auth-svc":
                 yield f"{service} has a key of the auth callout, which only auth-svc may have"
+            if secret == "alert-key" and service != "alert-svc":
+                yield f"{service} has the key of the secrets of channels, which only alert-svc may have"
         yield from hardened(service, spec)
         name = program(spec)
         if name not in sources.CRATES:
@@ -45,6 +47,7 @@ def compose():
             yield f"{service} logs in as {user} but has another user's password"
         yield from encrypted(service, variables)
     yield from servers(document["services"])
+    yield from separated(document["services"], document["networks"])
     yield from setup.order(document["services"])
 
 
@@ -88,6 +91,21 @@ def encrypted(service: str, variables: dict):
         yield f"{service} connects to NATS without TLS"
     if "VMWATCH_MONGODB_URI_FILE" in variables and "VMWATCH_MONGODB_CA_FILE" not in variables:
         yield f"{service} connects to MongoDB without TLS"
+
+
+def separated(services: dict, networks: dict):
+    """Checks that alert-svc, which connects to receivers that administrators choose, shares no network with other programs of
+    vmwatch, and only internal ones with servers."""
+    own = set(services["alert-svc"]["networks"])
+    for service, spec in services.items():
+        shared = own & set(spec.get("networks", []))
+        if service == "alert-svc" or not shared:
+            continue
+        if program(spec) in sources.CRATES:
+            yield f"alert-svc shares the network {sorted(shared)} with {service}"
+        for network in shared:
+            if not (networks[network] or {}).get("internal"):
+                yield f"{service} is in the network {network}, through which alert-svc reaches receivers"
 
 
 def servers(services: dict):

@@ -119,6 +119,8 @@ def references(overlay: Overlay):
             yield f"{name}: its volumes {sorted(volumes)} differ from its mounts {sorted(mounts)}"
         if name != "auth" and "vmwatch-callout" in {secret["secretName"] for secret in volumes.values()}:
             yield f"{name} has the keys of the auth callout, which only auth-svc may have"
+        if name != "alert" and "vmwatch-alert-key" in {secret["secretName"] for secret in volumes.values()}:
+            yield f"{name} has the key of the secrets of channels, which only alert-svc may have"
         files = set()
         for volume, secret in volumes.items():
             known = secret["secretName"] in made or secret["secretName"] in connections

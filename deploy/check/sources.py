@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Dict, Set
 
 ROOT = Path(__file__).resolve().parents[2]
-CRATES = {"gateway": "gateway", "auth": "auth-svc", "metrics": "metrics-svc", "lifecycle": "lifecycle-svc", "agent": "agent"}
+CRATES = {
+    "gateway": "gateway", "auth": "auth-svc", "metrics": "metrics-svc", "lifecycle": "lifecycle-svc", "alert": "alert-svc",
+    "agent": "agent",
+}
 
 
 def text_of(crate: str) -> str:

@@ -14,7 +14,8 @@ PROGRAMS = {
     "login": SERVICES,
     "agent": ["metrics-svc", "agent"],
     "fleet": SERVICES,
-    "all": [*SERVICES, "agent"],
+    "alerts": ["metrics-svc", "lifecycle-svc", "alert-svc"],
+    "all": [*SERVICES, "alert-svc", "agent"],
 }
 # The benchmarks that compare vmwatch with programs in Python and Node.js.
 COMPARING = ["gateway", "all"]

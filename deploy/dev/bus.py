@@ -82,3 +82,8 @@ def callout() -> Dict[str, str]:
         "VMWATCH_CALLOUT_NKEY_SEED_FILE": str(keys / "nkey-seed"),
         "VMWATCH_CALLOUT_ISSUER_SEED_FILE": str(keys / "issuer-seed"),
     }
+
+
+def alert_key() -> Path:
+    """Returns the file of the key with which alert-svc seals the secrets of channels; `prepare` creates it."""
+    return SECRETS / "alert-key"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Optional
 
-from . import cargo, dependencies, figures, guest, layout, package, processes, schemathesis, tools, web
+from . import cargo, dependencies, figures, guest, layout, mail, package, processes, schemathesis, tools, web
 from .terminal import Problem, Step, say, style
 
 
@@ -75,6 +75,10 @@ def _environment() -> dict:
     add_browser(environment)
     if not environment.get("VMWATCH_TEST_NGINX"):
         environment["VMWATCH_TEST_NGINX"] = str(tools.nginx())
+    if not environment.get("VMWATCH_TEST_ALERTMANAGER"):
+        environment["VMWATCH_TEST_ALERTMANAGER"] = str(tools.alertmanager())
+    if not environment.get("VMWATCH_TEST_MAIL_PYTHON"):
+        environment["VMWATCH_TEST_MAIL_PYTHON"] = str(mail.python())
     return environment
 
 

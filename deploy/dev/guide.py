@@ -132,6 +132,7 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
         ("administrator", state.admin),
         ("initial password", f"{password}  (also in {layout.short(layout.PASSWORD)})"),
         ("this machine", f"{state.instance}  (instance_id)"),
+        ("alerts", "the starter rules notify nobody until there is a channel; see docs/alerts.md"),
         ("bus", state.nats),
         ("database", database),
         ("data and logs", layout.short(layout.DOT)),

@@ -35,7 +35,7 @@ LOG_LINES = 20
 # Each group is stopped after the previous one has ended, so programs can still send what they have queued. The
 # guest is stopped after the programs that could start it again.
 STOP_ORDER = [
-    ["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database", "libvirtd"], ["guest"], ["nats"],
+    ["agent"], ["gateway"], ["auth", "metrics", "lifecycle", "alert"], ["database", "libvirtd"], ["guest"], ["nats"],
 ]
 
 
@@ -89,7 +89,7 @@ class Plan:
         """Returns the commands that create or change the JetStream streams and KV buckets, unless the user provides NATS."""
         if not self.nats_server:
             return []
-        found = [self._service(name, bus.login("vmwatch-setup")) for name in ("auth", "metrics", "lifecycle")]
+        found = [self._service(name, bus.login("vmwatch-setup")) for name in ("auth", "metrics", "lifecycle", "alert")]
         return [Program(f"{one.name}-setup", [*one.argv, "setup"], one.env, "") for one in found]
 
     def services(self) -> List[Program]:
@@ -98,6 +98,7 @@ class Plan:
             self.auth(),
             self._service("metrics"),
             self._service("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state)),
+            self.alert(),
             self._service("gateway", VMWATCH_LISTEN=self.listen, **install_line(self.state.gateway, os.environ)),
         ]
 
@@ -109,6 +110,17 @@ class Plan:
             VMWATCH_AGENT_NATS_URL=self.state.nats,
             **(bus.callout() if self.nats_server else {}),
             **agent_intervals(os.environ),
+        )
+
+    def alert(self) -> Program:
+        """Returns alert-svc. Receivers on this machine are refused unless the user sets VMWATCH_ALERT_ALLOW."""
+        health = [f"{ports.LOOPBACK}:{self.state.ports[name]}" for name in ("auth", "metrics", "lifecycle", "gateway", "agent")]
+        own = {"VMWATCH_ALERT_KEY_FILE": str(bus.alert_key())} if self.nats_server else {}
+        return self._service(
+            "alert",
+            VMWATCH_ALERT_INTERNAL=",".join(health),
+            VMWATCH_PUBLIC_URL=os.environ.get("VMWATCH_PUBLIC_URL") or self.state.gateway,
+            **own,
         )
 
     def agent(self, identity: Path) -> Program:

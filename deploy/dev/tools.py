@@ -154,35 +154,64 @@ def _install_nats(program: Path) -> None:
 
 
 def nginx() -> Path:
-    """Returns the path of nginx: from PATH or /usr/sbin, otherwise from a Debian package unpacked into the cache.
+    """Returns the path of nginx."""
+    return _debian_program("nginx", "nginx", "nginx", "-v", lambda unpacked: unpacked / "usr/sbin")
 
-    The package is not installed, because that would start nginx on port 80.
+
+def alertmanager() -> Path:
+    """Returns the path of Alertmanager, which tests use as a receiver of alerts."""
+    name = "prometheus-alertmanager"
+    return _debian_program("alertmanager", name, name, "--version", _alertmanager_folder)
+
+
+# Debian's Alertmanager reads its default template from /usr/share/prometheus, wherever the program is. The script mounts a
+# /usr/share that contains it, which only the program sees.
+ALERTMANAGER_SCRIPT = """#!/bin/sh
+exec unshare --user --map-root-user --mount sh -c '
+mount -t tmpfs tmpfs /usr/share && ln -s "$0/share/prometheus" /usr/share/prometheus || exit
+exec "$0/bin/prometheus-alertmanager" "$@"
+' "$(dirname "$(readlink -f "$0")")" "$@"
+"""
+
+
+def _alertmanager_folder(unpacked: Path) -> Path:
+    script = unpacked / "usr" / "prometheus-alertmanager"
+    script.write_text(ALERTMANAGER_SCRIPT)
+    script.chmod(0o755)
+    return script.parent
+
+
+def _debian_program(name: str, package: str, program: str, probe: str, folder: Callable[[Path], Path]) -> Path:
+    """Returns a program: from PATH or /usr/sbin, otherwise from a Debian package unpacked into the cache.
+
+    The package is not installed, because that would start the program as a service. `folder` returns the folder of the
+    unpacked package that has the program, and `probe` is an argument with which the program succeeds at once.
     """
-    installed = shutil.which("nginx", path=ADMIN_PATH)
+    installed = shutil.which(program, path=ADMIN_PATH)
     if installed:
         return Path(installed)
-    cached = layout.tools() / "nginx" / "nginx"
-    elsewhere = "Install nginx, or set VMWATCH_TEST_NGINX to the program."
+    cached = layout.tools() / name / program
+    elsewhere = f"Install {package}, or set VMWATCH_TEST_{name.upper()} to the program."
     if not cached.exists() and not apt.is_here():
-        raise Problem("nginx is not installed, and it cannot be downloaded because this system has no apt", elsewhere)
+        raise Problem(f"{package} is not installed, and it cannot be downloaded because this system has no apt", elsewhere)
     with installing():
         if not cached.exists():
             try:
-                _install_nginx(cached)
+                _unpack_program(package, cached, probe, folder)
             except Problem as problem:
-                raise Problem(f"nginx could not be fetched: {problem}", f"{elsewhere}\n{problem.todo}") from None
+                raise Problem(f"{package} could not be fetched: {problem}", f"{elsewhere}\n{problem.todo}") from None
     return cached
 
 
-def _install_nginx(program: Path) -> None:
-    partial = layout.tools() / ".nginx.partial"
+def _unpack_program(package: str, program: Path, probe: str, folder: Callable[[Path], Path]) -> None:
+    partial = layout.tools() / f".{package}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    unpacked = apt.fetch("nginx", apt.codename(), partial, layout.LOGS / "nginx.log")
-    found = unpacked / "usr/sbin/nginx"
-    if not found.exists() or subprocess.run([found, "-v"], capture_output=True).returncode != 0:
-        raise Problem("the package nginx of this system's release contains no program that runs on this machine")
+    unpacked = folder(apt.fetch(package, apt.codename(), partial, layout.LOGS / f"{package}.log"))
+    found = unpacked / program.name
+    if not found.exists() or subprocess.run([found, probe], capture_output=True).returncode != 0:
+        raise Problem(f"the package {package} of this system's release contains no program that runs on this machine")
     # The final rename makes the installation atomic.
-    found.parent.rename(program.parent)
+    unpacked.rename(program.parent)
     shutil.rmtree(partial)
 
 

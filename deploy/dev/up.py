@@ -189,7 +189,7 @@ def check_nats(urls: str) -> None:
 def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) -> None:
     """Sets the addresses and names that the programs use and that `status` shows."""
     host, port = ports.parse_address(listen)
-    names = ["nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"]
+    names = ["nats", "database", "auth", "metrics", "lifecycle", "alert", "gateway", "agent"]
     current.ports = ports.choose(names, current.ports, str(layout.DOT), lambda one: one != port and ports.is_free(one))
     current.gateway = f"http://{ports.reachable(host)}:{port}"
     current.nats = f"nats://{ports.LOOPBACK}:{current.ports['nats']}" if own_nats else os.environ["VMWATCH_NATS_URL"]

@@ -6,6 +6,7 @@ const fs = require('fs');
 const services = [
   { user: 'vmwatch-auth', secret: 'mongo-auth', database: 'vmwatch_auth', roles: ['readWrite'] },
   { user: 'vmwatch-metrics', secret: 'mongo-metrics', database: 'vmwatch', roles: ['readWrite', 'dbAdmin'] },
+  { user: 'vmwatch-alert', secret: 'mongo-alert', database: 'vmwatch_alert', roles: ['readWrite'] },
 ];
 
 for (const { user, secret, database, roles } of services) {

@@ -13,7 +13,7 @@ from dev.terminal import Problem, Step, say, table
 
 from .engine import LABEL, LOGS, STEP_LIMIT, Engine
 
-PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "agent"]
+PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "alert", "agent"]
 # The packages that deploy/Dockerfile installs, and busybox, because the stand-ins need its wget.
 BASE_PACKAGES = "ca-certificates,libvirt0,busybox-static"
 STANDIN = Path(__file__).parent / "standin"

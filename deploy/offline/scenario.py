@@ -18,7 +18,7 @@ from .engine import LOGS, STEP_LIMIT, Engine
 INSTANCE = "docker-host"
 READY_LIMIT = 90.0
 # The number of replicas of each service in the scaling test.
-SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "gateway": 2}
+SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "alert-svc": 2, "gateway": 2}
 
 
 class Project:
@@ -136,7 +136,7 @@ def run(engine: Engine, standins) -> int:
         closed(checks, project)
         backup_and_restore(checks, project, api)
         scale(checks, project, api)
-        for service in ("metrics-svc", "auth-svc", "lifecycle-svc"):
+        for service in ("metrics-svc", "auth-svc", "lifecycle-svc", "alert-svc"):
             rolling_restart(checks, project, service)
         gateways_in_turn(checks, project)
     except Problem:
@@ -185,7 +185,7 @@ def documented_methods(checks: Checks, project: Project, api: Api) -> None:
 
 def hardened(checks: Checks, project: Project) -> None:
     """Checks the users, capabilities, file systems and shells of vmwatch's containers. Only the agent runs as root."""
-    for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"):
+    for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "alert-svc", "agent"):
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
         user, expected = ("0:0", ["NET_ADMIN"]) if service == "agent" else ("65532:65532", [])

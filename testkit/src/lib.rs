@@ -55,7 +55,9 @@ pub use stack::{
     ADMIN, CLOCK_FILE, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
     THIS_MACHINE,
 };
-pub use tools::{fake_time_library, nats_server, nginx, node_and_chromium, schemathesis};
+pub use tools::{
+    alertmanager, fake_time_library, mail_python, nats_server, nginx, node_and_chromium, schemathesis,
+};
 
 /// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so only
 /// a real fault exceeds it.

@@ -55,6 +55,7 @@ pub const SETUP_USER: &str = "vmwatch-setup";
 pub const OPERATOR_USER: &str = "vmwatch-operator";
 
 const NODE_FILE: &str = "node.xml";
+const KEY_FILE: &str = "alert-key";
 
 /// The power state of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,21 +77,24 @@ pub enum Program {
     Metrics,
     /// The service that performs actions on VMs.
     Lifecycle,
+    /// The service that evaluates alert rules and notifies recipients.
+    Alert,
     /// The agent, which publishes samples of this machine.
     Agent,
 }
 
 impl Program {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Gateway,
         Self::Auth,
         Self::Metrics,
         Self::Lifecycle,
+        Self::Alert,
         Self::Agent,
     ];
 
     /// The programs that own JetStream streams, in the order in which a deployment runs their `setup` commands.
-    const OWNERS: [Self; 3] = [Self::Auth, Self::Metrics, Self::Lifecycle];
+    const OWNERS: [Self; 4] = [Self::Auth, Self::Metrics, Self::Lifecycle, Self::Alert];
 
     const fn binary(self) -> &'static str {
         match self {
@@ -98,6 +102,7 @@ impl Program {
             Self::Auth => "vmwatch-auth",
             Self::Metrics => "vmwatch-metrics",
             Self::Lifecycle => "vmwatch-lifecycle",
+            Self::Alert => "vmwatch-alert",
             Self::Agent => "vmwatch-agent",
         }
     }
@@ -198,7 +203,8 @@ pub struct StackBuilder {
 }
 
 impl StackBuilder {
-    /// Sets the number of replicas of a program. By default there is one replica of each program, but no agent.
+    /// Sets the number of replicas of a program. By default there is one replica of each program, but no alert-svc and no
+    /// agent.
     #[must_use]
     pub fn replicas(mut self, program: Program, count: usize) -> Self {
         self.replicas.insert(program, count);
@@ -327,6 +333,7 @@ impl StackBuilder {
             Database::start_on(backend, folder.path(), certificate.as_deref())
         );
         write_node_file(folder.path());
+        write_key_file(folder.path());
         let mut stack = Stack {
             gateways: Vec::new(),
             replicas: HashMap::new(),
@@ -390,7 +397,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Configures a stack that has one replica of each program, but no agent.
+    /// Configures a stack that has one replica of each program, but no alert-svc and no agent.
     pub fn builder() -> StackBuilder {
         let one = |program| (program, 1);
         StackBuilder {
@@ -610,7 +617,7 @@ impl Stack {
             pair("RUST_BACKTRACE", "1"),
         ];
         env.extend(self.nats.login_of(user));
-        if matches!(program, Program::Auth | Program::Metrics) {
+        if matches!(program, Program::Auth | Program::Metrics | Program::Alert) {
             env.push(pair(MONGODB_URI.name, self.database.uri()));
             let ca_file = self.nats.secrets().and_then(Secrets::ca_file);
             env.extend(ca_file.map(|file| pair(MONGODB_CA_FILE.name, &file.display().to_string())));
@@ -769,6 +776,7 @@ fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> V
         Program::Lifecycle => {
             vec![("VMWATCH_HYPERVISORS", format!("test=test://{}", path(NODE_FILE)))]
         }
+        Program::Alert => vec![("VMWATCH_ALERT_KEY_FILE", path(KEY_FILE))],
         Program::Agent => vec![
             ("VMWATCH_INSTANCE_ID", agent_instance(index)),
             ("VMWATCH_AGENT_VM_INTERVAL", "500ms".to_owned()),
@@ -806,4 +814,10 @@ fn write_node_file(folder: &Path) {
     }
     node.push_str("</node>\n");
     fs::write(folder.join(NODE_FILE), node).expect("writing to the temporary folder succeeds");
+}
+
+/// Writes the key with which alert-svc seals the secrets of channels, in the format of `deploy/secrets`.
+fn write_key_file(folder: &Path) {
+    let key = "5e".repeat(32);
+    fs::write(folder.join(KEY_FILE), key).expect("writing to the temporary folder succeeds");
 }

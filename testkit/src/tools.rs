@@ -93,6 +93,30 @@ pub fn nginx() -> PathBuf {
     find("VMWATCH_TEST_NGINX", "nginx", "nginx/nginx")
 }
 
+/// The path of Alertmanager, a receiver of alerts.
+///
+/// # Panics
+/// If Alertmanager is not installed.
+pub fn alertmanager() -> PathBuf {
+    find(
+        "VMWATCH_TEST_ALERTMANAGER",
+        "prometheus-alertmanager",
+        "alertmanager/prometheus-alertmanager",
+    )
+}
+
+/// The path of a Python that has aiosmtpd, a mail server.
+///
+/// # Panics
+/// If aiosmtpd is not installed.
+pub fn mail_python() -> PathBuf {
+    find(
+        "VMWATCH_TEST_MAIL_PYTHON",
+        "python-with-aiosmtpd",
+        "aiosmtpd/bin/python",
+    )
+}
+
 /// The folder with `vmlinuz` and `initramfs.gz`, the kernel and file system of the test guest.
 pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {

@@ -168,6 +168,38 @@ class Kept(unittest.TestCase):
             self.assertEqual(len(made), 20)
 
 
+class Plans(unittest.TestCase):
+    PORTS = {name: 28001 + index for index, name in enumerate(("nats", "auth", "metrics", "lifecycle", "alert", "gateway", "agent"))}
+
+    def setUp(self):
+        # Without these settings, a plan writes the definitions of simulated VMs and makes a folder for packages.
+        kept = {"VMWATCH_HYPERVISORS": "lab=qemu:///system", "VMWATCH_PUBLIC_URL": "https://vmwatch.example.com"}
+        patched = mock.patch.dict(os.environ, kept)
+        patched.start()
+        self.addCleanup(patched.stop)
+
+    def plan(self, nats_server):
+        current = State(ports=self.PORTS, gateway="http://127.0.0.1:8086", nats="nats://127.0.0.1:28001")
+        return stack.Plan(Path("/built"), nats_server, None, "127.0.0.1:8086", current)
+
+    def test_alert_svc_starts_with_its_key_and_never_sends_to_health_listeners(self):
+        alert = next(one for one in self.plan(Path("/nats-server")).services() if one.name == "alert")
+        self.assertEqual(alert.env["VMWATCH_ALERT_KEY_FILE"], str(bus.alert_key()))
+        self.assertEqual(alert.env["VMWATCH_NATS_USER"], "vmwatch-alert")
+        for name in ("auth", "metrics", "lifecycle", "gateway", "agent"):
+            self.assertIn(f"127.0.0.1:{self.PORTS[name]}", alert.env["VMWATCH_ALERT_INTERNAL"].split(","))
+
+    def test_every_service_is_stopped(self):
+        plan = self.plan(Path("/nats-server"))
+        stopped = {name for group in stack.STOP_ORDER for name in group}
+        self.assertLessEqual({program.name for program in plan.services()}, stopped)
+
+    def test_streams_of_metrics_svc_are_set_up_before_alert_svc(self):
+        setups = [program.name for program in self.plan(Path("/nats-server")).setups()]
+        self.assertLess(setups.index("metrics-setup"), setups.index("alert-setup"))
+        self.assertEqual(self.plan(None).setups(), [])
+
+
 class Guide(unittest.TestCase):
     def test_printed_commands_work_in_a_shell(self):
         current = State(gateway="http://127.0.0.1:8086", nats="nats://127.0.0.1:28001", admin="admin", instance="vm-1")

@@ -55,7 +55,7 @@ class WholeStack(unittest.TestCase):
     def identities(self):
         """Returns the stack's processes, after checking that there is one of each program."""
         found = {service["name"]: Identity.of(service["pid"]) for service in self.status()["services"]}
-        self.assertEqual(set(found), {"nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"})
+        self.assertEqual(set(found), {"nats", "database", "auth", "metrics", "lifecycle", "alert", "gateway", "agent"})
         self.assertNotIn(None, found.values())
         return found
 
