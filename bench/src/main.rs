@@ -1,6 +1,7 @@
 //! Benchmarks that compare vmwatch with other implementations side by side. `./dev bench` builds and runs them.
 
 mod agent;
+mod alerts;
 mod blocks;
 mod echo;
 mod fleet;
@@ -53,6 +54,8 @@ enum Bench {
     Agent(agent::Options),
     /// Measure the list of VMs with a large fleet that reports: latency, page requests, memory, hung hypervisor
     Fleet(vm_list::Options),
+    /// Measure alert-svc with a large fleet: CPU time, memory, time from a sample to the message at a receiver
+    Alerts(alerts::Options),
     /// Run all benchmarks with their default options
     All,
     #[command(hide = true)]
@@ -81,11 +84,13 @@ async fn main() -> anyhow::Result<()> {
         Bench::Login(options) => login::run(&options, &mut report).await?,
         Bench::Agent(options) => agent::run(&options, &mut report).await?,
         Bench::Fleet(options) => vm_list::run(&options, &mut report).await?,
+        Bench::Alerts(options) => alerts::run(&options, &mut report).await?,
         Bench::All => {
             reads(&defaults(), &mut report).await?;
             login::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
             vm_list::run(&defaults(), &mut report).await?;
+            alerts::run(&defaults(), &mut report).await?;
             store::run(&defaults(), &mut report).await?;
             // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
             report.save()?;

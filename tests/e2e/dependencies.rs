@@ -2,7 +2,14 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-const PROGRAMS: [&str; 5] = ["gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"];
+const PROGRAMS: [&str; 6] = [
+    "gateway",
+    "auth-svc",
+    "metrics-svc",
+    "lifecycle-svc",
+    "alert-svc",
+    "agent",
+];
 const DATABASE: [&str; 3] = ["mongodb", "bson", "vmwatch-store"];
 /// Maximum number of packages in the agent's dependency tree, including the agent itself.
 const AGENT_PACKAGES: usize = 228;
@@ -61,7 +68,7 @@ fn database_driver_is_linked_only_into_services_with_a_database() {
             "{program}"
         );
     }
-    for service in ["auth-svc", "metrics-svc"] {
+    for service in ["auth-svc", "metrics-svc", "alert-svc"] {
         assert_eq!(
             found(&dependencies(service, &[]), &DATABASE),
             DATABASE,

@@ -21,12 +21,13 @@ fn read(path: &str) -> String {
 }
 
 /// The settings of each program, followed by the groups of settings that several programs share.
-fn programs() -> [(&'static str, Vec<Setting>); 5] {
+fn programs() -> [(&'static str, Vec<Setting>); 6] {
     [
         ("vmwatch-gateway", gateway::config::SETTINGS.concat()),
         ("vmwatch-auth", auth_svc::config::SETTINGS.concat()),
         ("vmwatch-metrics", metrics_svc::config::SETTINGS.concat()),
         ("vmwatch-lifecycle", lifecycle_svc::config::SETTINGS.concat()),
+        ("vmwatch-alert", alert_svc::config::SETTINGS.concat()),
         ("vmwatch-agent", agent::config::SETTINGS.concat()),
     ]
 }
@@ -47,7 +48,7 @@ fn groups() -> [(&'static str, &'static [Setting]); 5] {
             vmwatch_bus::serve::SETTINGS,
         ),
         (
-            "vmwatch-auth and vmwatch-metrics: the database",
+            "vmwatch-auth, vmwatch-metrics and vmwatch-alert: the database",
             vmwatch_store::SETTINGS,
         ),
     ]

@@ -33,7 +33,7 @@ fn hours() -> u64 {
 }
 
 /// Stores an hour of rows as a generation of level 1. One process of each part has a short name.
-async fn store_hour(stack: &Stack, encoder: &mut Encoder, hour: u64) {
+pub(crate) async fn store_hour(stack: &Stack, encoder: &mut Encoder, hour: u64) {
     let millis = |ms: u64| DateTime::from_millis(i64::try_from(ms).unwrap());
     let at_ms = hour + 7 * MINUTE;
     let date = CreateDate::at_millis(at_ms, UtcOffset::UTC);

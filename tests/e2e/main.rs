@@ -11,6 +11,7 @@
 
 mod agent;
 mod agent_faults;
+mod alerts;
 mod api;
 mod audit;
 mod bad_input;
@@ -49,6 +50,7 @@ mod pages;
 mod permissions;
 mod process_names;
 mod process_search;
+mod process_top;
 mod processes;
 mod python_repr;
 mod rest;

@@ -1,6 +1,7 @@
 //! Tests how the gateway serves the web page, and runs the browser tests of gateway/web/e2e in Chromium, with all
 //! programs running.
 
+mod alerts;
 mod faults;
 mod proxy;
 mod shop;

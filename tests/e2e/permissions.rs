@@ -27,6 +27,7 @@ const VIOLATION: &str = "Violation";
 async fn all_programs_work_with_deployed_nats_permissions() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
+        .replicas(Program::Alert, 1)
         .replicas(Program::Agent, 1)
         .with_permissions()
         .start()
@@ -55,10 +56,10 @@ async fn all_programs_work_with_deployed_nats_permissions() {
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
     // A service that is ready may not have subscribed to pings yet, and a busy machine answers late, so the ping is
     // repeated.
-    let all = "discovery finds auth, lifecycle and two replicas of metrics";
+    let all = "discovery finds auth, lifecycle, alert and two replicas of metrics";
     eventually(all, PATIENCE, async || {
         let found = services(&operator).await;
-        (found.len() == 4).then_some(()).ok_or(format!("{found:?}"))
+        (found.len() == 5).then_some(()).ok_or(format!("{found:?}"))
     })
     .await;
     let admin = Context::new(PATIENCE).as_principal(Principal {
@@ -148,12 +149,39 @@ async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
 /// A bus user, a subject, and what the user tries with it: `None` publishes, `Some` subscribes in the named queue group
 /// (an empty name means no group). `security/callout.rs` tests agents.
 const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
-    // Only the gateway may publish requests.
+    // Only the gateway may publish requests, and alert-svc may publish some that only read.
     ("vmwatch-auth", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-metrics", "vmwatch.v1.lifecycle.start", None),
     ("vmwatch-lifecycle", "vmwatch.v1.auth.login", None),
     ("vmwatch-operator", "vmwatch.v1.auth.login", None),
     ("vmwatch-operator", "vmwatch.v1.metrics.vm.latest", None),
+    ("vmwatch-alert", "vmwatch.v1.auth.login", None),
+    ("vmwatch-alert", "vmwatch.v1.lifecycle.stop", None),
+    ("vmwatch-alert", "vmwatch.v1.lifecycle.labels.set", None),
+    ("vmwatch-alert", "vmwatch.v1.metrics.rows.export", None),
+    ("vmwatch-operator", "vmwatch.v1.alert.channels.list", None),
+    ("vmwatch-metrics", "vmwatch.v1.alert.rules.create", None),
+    // Only metrics-svc may publish evaluation records, and only alert-svc may read them. It can neither change nor delete them,
+    // and not read samples.
+    ("vmwatch-alert", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-gateway", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-alert", "vmwatch.v1.samples.vm-1", None),
+    (
+        "vmwatch-metrics",
+        "$JS.API.CONSUMER.MSG.NEXT.VMWATCH_EVALUATION.evaluate",
+        None,
+    ),
+    ("vmwatch-alert", "$JS.API.STREAM.PURGE.VMWATCH_EVALUATION", None),
+    (
+        "vmwatch-alert",
+        "$JS.API.CONSUMER.MSG.NEXT.VMWATCH_SAMPLES.store",
+        None,
+    ),
+    // Only alert-svc may write the lease and the watched process names.
+    ("vmwatch-metrics", "$KV.vmwatch_watched_names.names", None),
+    ("vmwatch-gateway", "$KV.vmwatch_alert_lease.x", None),
+    ("vmwatch-alert", "$KV.vmwatch_labels.vm-1", None),
+    ("vmwatch-alert", "$JS.API.DIRECT.GET.KV_vmwatch_sessions", None),
     // Only an agent may publish samples. An operator may publish dead letters again.
     ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
@@ -232,6 +260,18 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ),
     // Only metrics-svc may write the status of agents.
     ("vmwatch-gateway", "$KV.vmwatch_agent_status.vm-1", None),
+    // Only metrics-svc may publish evaluation records, and only alert-svc may write the watched process names.
+    ("vmwatch-gateway", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-lifecycle", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-operator", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-setup", "vmwatch.v1.evaluation.vm-1", None),
+    ("vmwatch-metrics", "$KV.vmwatch_watched_names.names", None),
+    (
+        "vmwatch-metrics",
+        "$JS.API.STREAM.CREATE.KV_vmwatch_watched_names",
+        None,
+    ),
+    ("vmwatch-metrics", "$JS.API.STREAM.PURGE.VMWATCH_EVALUATION", None),
     // Only lifecycle-svc may write labels, and only metrics-svc may report that a VM was removed.
     ("vmwatch-gateway", "$KV.vmwatch_labels.vm-1", None),
     ("vmwatch-operator", "$KV.vmwatch_labels.vm-1", None),

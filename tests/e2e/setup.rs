@@ -13,13 +13,19 @@ use vmwatch_api::{
 };
 
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
-const OWNERS: [Program; 3] = [Program::Auth, Program::Metrics, Program::Lifecycle];
+const OWNERS: [Program; 4] = [
+    Program::Auth,
+    Program::Metrics,
+    Program::Lifecycle,
+    Program::Alert,
+];
 /// The bus users of programs that run permanently. Their credentials could be stolen from a running process.
-const RUNNING: [&str; 4] = [
+const RUNNING: [&str; 5] = [
     "vmwatch-gateway",
     "vmwatch-auth",
     "vmwatch-metrics",
     "vmwatch-lifecycle",
+    "vmwatch-alert",
 ];
 
 /// Starts NATS with users and permissions, and a database. The setup commands have run, and no vmwatch program runs.
@@ -234,6 +240,8 @@ async fn kv_buckets_refuse_rollup_headers() {
         ("vmwatch-lifecycle", "vmwatch_hypervisor_leases"),
         ("vmwatch-lifecycle", "vmwatch_labels"),
         ("vmwatch-metrics", "vmwatch_agent_status"),
+        ("vmwatch-alert", "vmwatch_alert_lease"),
+        ("vmwatch-alert", "vmwatch_watched_names"),
     ];
     for (user, bucket) in buckets {
         let bus = stack.nats.connect_as("an attack", user).await;

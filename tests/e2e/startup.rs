@@ -2,7 +2,7 @@
 
 use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
-use vmwatch_api::{Method, auth::Login, lifecycle::State, metrics::VmLatest};
+use vmwatch_api::{Method, alerts::AlertsList, auth::Login, lifecycle::State, metrics::VmLatest};
 use vmwatch_bus::{NATS_PING_INTERVAL, NATS_URL};
 use vmwatch_service::{
     config::{Environment, OTLP_ENDPOINT},
@@ -15,12 +15,13 @@ use crate::traces::collector;
 /// A connected service whose subscriptions have not reached NATS gets no requests, so it must not report ready.
 #[tokio::test]
 async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
-    let stack = Stack::builder().start().await;
+    let stack = Stack::builder().replicas(Program::Alert, 1).start().await;
     let client = stack.bus.client_for_tests();
     for (program, method) in [
         (Program::Auth, Login::INFO),
         (Program::Metrics, VmLatest::INFO),
         (Program::Lifecycle, State::INFO),
+        (Program::Alert, AlertsList::INFO),
     ] {
         let proxy = NatsProxy::start(stack.nats.url(), "SUB vmwatch.v1.").await;
         let replica = stack.replica(program, 0);

@@ -157,8 +157,13 @@ async fn shows_operation_audit_record_and_event(stack: &Stack, admin: &Api) {
     let audit = admin.read("/audit?action=lifecycle.migrate").await;
     assert_eq!(audit["records"][0]["result"], "unknown");
 
-    let event = json!({ "kind": "alert", "severity": 3 });
-    publish(stack, &format!("{EVENT_SUBJECT_PREFIX}alert.vm-1"), &event).await;
+    let event = json!({ "kind": "of_a_newer_version", "severity": 3 });
+    publish(
+        stack,
+        &format!("{EVENT_SUBJECT_PREFIX}of_a_newer_version.vm-1"),
+        &event,
+    )
+    .await;
     let gateway = stack.replica(Program::Gateway, 0);
     eventually("the gateway counts the unknown event", PATIENCE, async || {
         let counted = metric(gateway, "vmwatch_events_of_newer_kinds_total").await;

@@ -15,11 +15,12 @@ use super::{
 };
 use crate::ingest_support::resident;
 
-const PROGRAMS: [Program; 5] = [
+const PROGRAMS: [Program; 6] = [
     Program::Gateway,
     Program::Auth,
     Program::Metrics,
     Program::Lifecycle,
+    Program::Alert,
     Program::Agent,
 ];
 /// Maximum growth of a program's memory in KiB after its warm-up, however long the test runs. This limit is larger than
@@ -46,6 +47,7 @@ async fn memory_of_every_program_stays_flat_under_mixed_load() {
     let lasts = soak().unwrap_or(Duration::from_secs(20));
     let stack = Stack::builder()
         .without_login_limit()
+        .replicas(Program::Alert, 1)
         .replicas(Program::Agent, 1)
         .start()
         .await;

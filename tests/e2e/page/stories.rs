@@ -215,7 +215,7 @@ async fn browser_reconnects_to_live_updates() {
 }
 
 async fn views(theme: &str) {
-    let stack = with_agent().start().await;
+    let stack = with_agent().replicas(Program::Alert, 1).start().await;
     let environment = [("VMWATCH_PAGE_VM", THIS_MACHINE), ("VMWATCH_PAGE_THEME", theme)];
     run_in_browser(&stack, "views", &environment, no_requests).await;
 }

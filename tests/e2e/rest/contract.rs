@@ -19,6 +19,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
             .replace("{operation_id}", "00000000000000000000000000000000")
             .replace("{join_token_id}", "0000000000000000")
             .replace("{session_id}", "00000000000000000000000000000000")
+            .replace("{id}", "00000000000000000000000000000000")
             .replace("{user_name}", "nobody");
         assert!(!path.contains('{'), "{path}");
         for (method, operation) in item.as_object().unwrap() {
@@ -32,7 +33,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
 
 #[tokio::test]
 async fn every_rest_route_requires_a_session_and_rejects_unknown_fields() {
-    let stack = stack().start().await;
+    let stack = stack().replicas(Program::Alert, 1).start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let anonymous = Api::of(stack.gateway(0));
     for (method, path, takes_body) in routes(&admin).await {
@@ -180,7 +181,9 @@ async fn refused_requests_get_retry_after() {
     stack.replica(Program::Auth, 0).process.kill9();
     eventually("NATS detects the killed replica", PATIENCE, async || {
         let reply = admin.get("/users").await;
-        (reply.status == 503).then_some(()).ok_or_else(|| format!("{reply:?}"))
+        (reply.status == 503)
+            .then_some(())
+            .ok_or_else(|| format!("{reply:?}"))
     })
     .await;
     admin.get("/users").await.problem(503, "unavailable");

@@ -9,7 +9,11 @@ use super::client::{Api, shown, stack};
 
 #[tokio::test]
 async fn shell_commands_in_the_rest_docs_work() {
-    let stack = stack().replicas(Program::Agent, 1).start().await;
+    let stack = stack()
+        .replicas(Program::Agent, 1)
+        .replicas(Program::Alert, 1)
+        .start()
+        .await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     for path in ["processes", "processes/history?name=vmwatch-agent"] {
         eventually(

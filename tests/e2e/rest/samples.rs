@@ -440,6 +440,8 @@ async fn conflicting_history_parameters_are_rejected() {
         format!("samples?{backwards}"),
         format!("samples?{empty}"),
         format!("processes/events?{backwards}"),
+        format!("processes/top?{backwards}"),
+        "processes/top?from=2017-01-01T00:00:00Z&to=2017-01-02T00:00:00.001Z".to_owned(),
         format!("processes/history?name=x&{backwards}"),
         "processes/history".to_owned(),
     ] {

@@ -264,6 +264,7 @@ async fn vm_outside_scope_is_answered_like_a_nonexistent_vm() {
         "/processes",
         "/processes/history?name=x",
         "/processes/events",
+        "/processes/top",
     ] {
         let [hidden, unknown] = [other, "unknown"].map(|instance| format!("/vms/{instance}{path}"));
         let (hidden, unknown) = (limited.get(&hidden).await, limited.get(&unknown).await);

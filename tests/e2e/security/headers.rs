@@ -61,6 +61,7 @@ fn routes() -> Vec<(Method, String)> {
             .replace("{instance_id}", MACHINES[0].0)
             .replace("{operation_id}", "00000000000000000000000000000000")
             .replace("{join_token_id}", "0000000000000000")
+            .replace("{id}", "00000000000000000000000000000000")
             .replace("{user_name}", "nobody");
         for method in item.as_object().unwrap().keys() {
             routes.push((method.to_uppercase().parse().unwrap(), path.clone()));

@@ -11,7 +11,7 @@ use crate::traces::collector;
 
 /// The most verbose log filter for the vmwatch programs.
 const EVERYTHING: &str = "info,gateway=trace,vmwatch_api=trace,vmwatch_bus=trace,vmwatch_service=trace,vmwatch_store=trace,auth_svc=trace,\
-     metrics_svc=trace,lifecycle_svc=trace,agent=trace";
+     metrics_svc=trace,lifecycle_svc=trace,alert_svc=trace,agent=trace";
 
 /// Returns all files below a folder, with their contents.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
@@ -83,9 +83,13 @@ async fn logs_traces_and_metrics_contain_no_secret() {
         Program::Auth,
         Program::Metrics,
         Program::Lifecycle,
+        Program::Alert,
         Program::Agent,
     ];
-    let mut builder = Stack::builder().replicas(Program::Agent, 1).with_permissions();
+    let mut builder = Stack::builder()
+        .replicas(Program::Alert, 1)
+        .replicas(Program::Agent, 1)
+        .with_permissions();
     for program in programs {
         builder = builder
             .set(program, "VMWATCH_LOG", EVERYTHING)
@@ -112,12 +116,15 @@ async fn logs_traces_and_metrics_contain_no_secret() {
         "vmwatch-auth",
         "vmwatch-metrics",
         "vmwatch-lifecycle",
+        "vmwatch-alert",
     ] {
         secrets.push((format!("the password of {user}"), stack.nats.password_of(user)));
     }
     let seed = stack.folder().join(format!("identity-{THIS_MACHINE}/agent.seed"));
     let seed = fs::read_to_string(seed).unwrap();
     secrets.push(("the seed of the agent".to_owned(), seed));
+    let sealing = fs::read_to_string(stack.folder().join("alert-key")).unwrap();
+    secrets.push(("the key that seals the secrets of channels".to_owned(), sealing));
     let mut texts = vec![(
         "the received traces".to_owned(),
         format!("{:?}", spans.lock().unwrap()).into_bytes(),
@@ -132,8 +139,8 @@ async fn logs_traces_and_metrics_contain_no_secret() {
         texts.push((format!("the metrics of {program:?}"), metrics.into_bytes()));
     }
     assert!(
-        texts.len() >= 11,
-        "seven logs, the traces and five metrics pages are searched"
+        texts.len() >= 13,
+        "the logs of two servers and six programs, the traces and six metrics pages are searched"
     );
     let traced = texts
         .iter()

@@ -30,6 +30,7 @@ const FURTHER_NAME: &str = "bus.example.com";
 #[tokio::test]
 async fn all_programs_work_over_tls_and_nats_reloads_its_certificate() {
     let stack = Stack::builder()
+        .replicas(Program::Alert, 1)
         .replicas(Program::Agent, 1)
         .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1s")
         .with_tls()
@@ -80,6 +81,7 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
         Program::Auth,
         Program::Metrics,
         Program::Lifecycle,
+        Program::Alert,
     ] {
         let replica = stack.replica(program, 0);
         assert_eq!(replica.metric("vmwatch_ready").await, Some(1.0), "{program:?}");

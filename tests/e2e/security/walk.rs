@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use testkit::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{
     InstanceId, METHODS, MethodInfo, Principal, Role, Scope,
+    time::unix_millis,
     wire::{Envelope, FaultKind},
 };
 use vmwatch_bus::Context;
 
 use crate::{
     bus::ask_all,
-    rest::client::{Api, Reply, report, stack},
+    rest::client::{Api, Reply, report, rfc3339, stack},
 };
 
 /// The minimum role that a request needs.
@@ -171,6 +172,95 @@ fn enrollment_subjects() -> Vec<(&'static str, Value, Least)> {
     ]
 }
 
+/// The body of a rule of alerts.
+fn rule() -> Value {
+    json!({
+        "name": "x", "enabled": false, "condition": { "kind": "agent_silent" }, "for_seconds": 60, "severity": "info",
+    })
+}
+
+/// The body of a channel of alerts.
+fn channel() -> Value {
+    let target = json!({ "kind": "webhook", "url": "https://10.0.0.9/" });
+    json!({ "name": "x", "enabled": false, "target": target })
+}
+
+/// Like [`subjects`], for the methods for alerts. Some of the requests create rules, silences and channels.
+fn alert_subjects() -> Vec<(&'static str, Value, Least)> {
+    let id = json!({ "id": OPERATION });
+    let revision = json!({ "id": OPERATION, "revision": 1 });
+    let now = unix_millis();
+    let range = json!({ "from_ms": now, "to_ms": now + 60_000 });
+    let top = json!({ "from_ms": 0, "to_ms": 60_000 });
+    vec![
+        (
+            "metrics.process.top",
+            json!({ "instance_id": ID, "range": top, "limit": 5 }),
+            Viewer,
+        ),
+        ("alert.alerts.list", json!({ "instance_id": ID }), Viewer),
+        ("alert.alerts.get", id.clone(), Viewer),
+        ("alert.alerts.acknowledge", id.clone(), Operator),
+        ("alert.rules.list", json!({}), Viewer),
+        ("alert.rules.get", id.clone(), Viewer),
+        ("alert.rules.create", rule(), Operator),
+        (
+            "alert.rules.update",
+            json!({ "id": OPERATION, "revision": 1, "spec": rule() }),
+            Operator,
+        ),
+        ("alert.rules.remove", revision.clone(), Operator),
+        ("alert.rules.preview", rule(), Viewer),
+        ("alert.silences.list", json!({}), Viewer),
+        (
+            "alert.silences.create",
+            json!({ "matchers": { "env": "test" }, "range": range }),
+            Operator,
+        ),
+        ("alert.silences.end", id.clone(), Operator),
+        ("alert.channels.list", json!({}), Admin),
+        ("alert.channels.names", json!({}), Viewer),
+        ("alert.channels.create", json!({ "spec": channel() }), Admin),
+        (
+            "alert.channels.update",
+            json!({ "id": OPERATION, "revision": 1, "spec": channel() }),
+            Admin,
+        ),
+        ("alert.channels.remove", revision, Admin),
+        ("alert.channels.test", id, Admin),
+        ("alert.messages.list", json!({ "limit": 10 }), Admin),
+    ]
+}
+
+/// Whether a method or route of alerts concerns all VMs, so that a user with a limited scope may not use it.
+fn needs_all_vms(name: &str) -> bool {
+    let of_all = [
+        "alert.rules.create",
+        "alert.rules.update",
+        "alert.rules.remove",
+        "alert.silences.create",
+        "alert.silences.end",
+        "alert.channels.",
+        "alert.messages.",
+        "POST /alert-rules",
+        "PUT /alert-rules",
+        "DELETE /alert-rules",
+        "POST /alert-silences",
+        "DELETE /alert-silences",
+        "POST /alert-channels",
+        "PUT /alert-channels",
+        "DELETE /alert-channels",
+        "GET /alert-channels",
+        "GET /alert-messages",
+    ];
+    let for_all = [
+        "alert.channels.names",
+        "GET /alert-channels/names",
+        "POST /alert-rules/preview",
+    ];
+    of_all.iter().any(|prefix| name.starts_with(prefix)) && !for_all.contains(&name)
+}
+
 /// Returns for each route its method, its path as in the OpenAPI document, a body, and the minimum role.
 type Route = (&'static str, &'static str, Value, Least);
 
@@ -218,6 +308,7 @@ fn routes() -> Vec<Route> {
             Viewer,
         ),
         ("GET", "/vms/{instance_id}/processes/events", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/processes/top", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}/filesystems", none.clone(), Viewer),
         ("GET", "/processes?name=x", none.clone(), Viewer),
         ("POST", "/vms/{instance_id}/actions", start.clone(), Operator),
@@ -265,6 +356,35 @@ fn routes() -> Vec<Route> {
     ]
 }
 
+/// Like [`routes`], for the routes for alerts.
+fn alert_routes() -> Vec<Route> {
+    let none = Value::Null;
+    let change = json!({ "revision": 1, "spec": rule() });
+    let channel_change = json!({ "revision": 1, "spec": channel() });
+    let silence = json!({ "matchers": { "env": "test" }, "to": rfc3339(unix_millis() + 3_600_000) });
+    vec![
+        ("GET", "/alerts", none.clone(), Viewer),
+        ("GET", "/alerts/{id}", none.clone(), Viewer),
+        ("PUT", "/alerts/{id}/acknowledgement", none.clone(), Operator),
+        ("GET", "/alert-rules", none.clone(), Viewer),
+        ("POST", "/alert-rules", rule(), Operator),
+        ("GET", "/alert-rules/{id}", none.clone(), Viewer),
+        ("PUT", "/alert-rules/{id}", change, Operator),
+        ("DELETE", "/alert-rules/{id}?revision=1", none.clone(), Operator),
+        ("POST", "/alert-rules/preview", rule(), Viewer),
+        ("GET", "/alert-silences", none.clone(), Viewer),
+        ("POST", "/alert-silences", silence, Operator),
+        ("DELETE", "/alert-silences/{id}", none.clone(), Operator),
+        ("GET", "/alert-channels", none.clone(), Admin),
+        ("POST", "/alert-channels", json!({ "spec": channel() }), Admin),
+        ("GET", "/alert-channels/names", none.clone(), Viewer),
+        ("PUT", "/alert-channels/{id}", channel_change, Admin),
+        ("DELETE", "/alert-channels/{id}?revision=1", none.clone(), Admin),
+        ("POST", "/alert-channels/{id}/test", none.clone(), Admin),
+        ("GET", "/alert-messages", none, Admin),
+    ]
+}
+
 /// The code of each documented method, and its minimum role.
 const DOCUMENTED: [(u32, Least); 5] = [
     (codes::LOGIN, Anonymous),
@@ -304,7 +424,7 @@ async fn ask(
 
 /// Returns the subjects that the services name in their answers to `$SRV.INFO`.
 async fn served(stack: &Stack) -> BTreeSet<String> {
-    let infos = ask_all(&stack.bus, "$SRV.INFO", 3).await;
+    let infos = ask_all(&stack.bus, "$SRV.INFO", 4).await;
     let endpoints = infos
         .iter()
         .flat_map(|info| info["endpoints"].as_array().unwrap());
@@ -321,8 +441,8 @@ fn principal(role: Role, scope: Scope) -> Principal {
 #[tokio::test]
 async fn every_bus_subject_enforces_roles_and_scopes() {
     // The test's own bus user has all permissions.
-    let stack = stack().start().await;
-    let rows = [subjects(), enrollment_subjects()].concat();
+    let stack = stack().replicas(Program::Alert, 1).start().await;
+    let rows = [subjects(), enrollment_subjects(), alert_subjects()].concat();
     let (walked, known) = (
         rows.iter().map(|row| row.0).collect::<BTreeSet<_>>(),
         METHODS
@@ -344,9 +464,10 @@ async fn every_bus_subject_enforces_roles_and_scopes() {
                 let principal = role.map(|role| principal(role, scope.clone()));
                 let answer = ask(&stack, subject, principal, &with(params, UNKNOWN)).await;
                 let forbidden = answer == Err(FaultKind::Forbidden);
+                let is_limited = scope != Scope::All && needs_all_vms(subject);
                 assert_eq!(
                     forbidden,
-                    caller < *least,
+                    caller < *least || is_limited,
                     "{subject} as {caller:?} in {scope:?}: {answer:?}"
                 );
                 assert_ne!(
@@ -405,6 +526,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
         .replace("{operation_id}", OPERATION)
         .replace("{session_id}", OPERATION)
         .replace("{join_token_id}", "0000000000000000")
+        .replace("{id}", OPERATION)
         .replace("{user_name}", "nobody");
     let mut request = api.request(method.parse::<Method>().unwrap(), &path);
     if !body.is_null() {
@@ -417,6 +539,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
 #[tokio::test]
 async fn every_rest_route_enforces_roles_and_scopes() {
     let stack = stack()
+        .replicas(Program::Alert, 1)
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
         .start()
         .await;
@@ -431,7 +554,7 @@ async fn every_rest_route_enforces_roles_and_scopes() {
                 .map(|method| format!("{} {path}", method.to_uppercase())),
         );
     }
-    let rows = routes();
+    let rows = [routes(), alert_routes()].concat();
     let walked: BTreeSet<_> = rows
         .iter()
         .map(|(method, path, ..)| format!("{method} /api/v1{}", path.split('?').next().unwrap()))
@@ -450,6 +573,7 @@ async fn every_rest_route_enforces_roles_and_scopes() {
                 let response = send(&api, row, UNKNOWN).await;
                 let status = response.status().as_u16();
                 let what = format!("{method} {path} as {caller:?} in {scope:?}: {status}");
+                let is_limited = scope != Scope::All && needs_all_vms(&format!("{method} {path}"));
                 let is_login = *method == "POST" && ["/sessions", "/agents"].contains(path);
                 if *method == "POST" && *path == "/actions" && caller == Viewer {
                     // `POST /actions` answers with one result per VM instead of one status.
@@ -457,7 +581,7 @@ async fn every_rest_route_enforces_roles_and_scopes() {
                     assert!(status == 403 || results.contains("forbidden"), "{what} {results}");
                 } else if is_login || caller == Anonymous {
                     assert_eq!(status, 401, "{what}");
-                } else if caller < *least {
+                } else if caller < *least || is_limited {
                     assert_eq!(status, 403, "{what}");
                 } else {
                     assert!(![400, 401, 403].contains(&status) && status < 500, "{what}");

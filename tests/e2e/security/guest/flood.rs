@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
 };
-use vmwatch_api::{metrics::CONTENT_TYPE, time::UtcOffset};
+use vmwatch_api::{alerts::evaluation::EVALUATION_STREAM, metrics::CONTENT_TYPE, time::UtcOffset};
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 use vmwatch_service::config::UTC_OFFSET;
 
@@ -182,7 +182,9 @@ fn median(delays: &[Duration]) -> f64 {
 /// Returns the state of all streams that agents cannot change. The fingerprint leaves out those of samples and status.
 async fn others(stack: &Stack) -> Fingerprint {
     let mut streams = fingerprint(stack).await;
-    streams.remove("VMWATCH_EVENTS");
+    for stream in ["VMWATCH_EVENTS", EVALUATION_STREAM] {
+        streams.remove(stream);
+    }
     streams
 }
 
