@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use vmwatch_api::{
     Kind, Method, MethodInfo, Scope, Service,
     alerts::{
-        AlertsAcknowledge, AlertsGet, AlertsList, RecordId, RecordRef,
+        AlertsAcknowledge, AlertsGet, AlertsList, RecordId, RecordRef, Title,
         channels::{
             ChannelsCreate, ChannelsList, ChannelsNames, ChannelsRemove, ChannelsTest, ChannelsUpdate,
             MessagesList,
@@ -220,6 +220,21 @@ fn check_size<T: Serialize>(what: &str, list: impl IntoIterator<Item = T>) -> Re
         )));
     }
     Ok(())
+}
+
+/// Describes for the audit which parts of a rule or channel change: its old name, whether it is enabled now if that changes, and
+/// the names of the other parts that differ.
+fn described_change(old: (&Title, bool), new: (&Title, bool), parts: &[(bool, &str)]) -> String {
+    let mut changed = Vec::new();
+    if old.0 != new.0 {
+        changed.push(format!("name (was {})", old.0));
+    }
+    if old.1 != new.1 {
+        changed.push(if new.1 { "enabled" } else { "disabled" }.to_owned());
+    }
+    let parts = parts.iter().filter(|(differs, _)| *differs);
+    changed.extend(parts.map(|(_, part)| (*part).to_owned()));
+    shortened(format!("{}: {}", new.0, changed.join(", ")))
 }
 
 /// Shortens a text for the audit.

@@ -18,7 +18,7 @@ use super::{
     search::{Search, Window, search},
 };
 
-const PARTIAL: &str = "the VM has so many processes that only the end of this time was read";
+const PARTIAL: &str = "the VM has too many process rows to read the whole time range; only its end was read";
 
 /// Finds what explains an alert. If a service does not answer, the answer says so.
 pub(super) async fn fetch(bus: &Bus, alert: &Alert, window: Window) -> Culprits {

@@ -135,7 +135,7 @@ pub(super) struct Machine {
     is_full: bool,
 }
 
-/// Whether alerts of the rule begin anew after this change of the rule.
+/// Whether this change of a rule resolves its alerts, so that its condition is evaluated from the beginning.
 fn differs(old: &RuleSpec, new: &RuleSpec) -> bool {
     (&old.condition, old.for_seconds, &old.vms) != (&new.condition, new.for_seconds, &new.vms)
 }

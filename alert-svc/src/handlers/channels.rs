@@ -20,7 +20,8 @@ use vmwatch_api::{
 use vmwatch_bus::Context;
 
 use super::{
-    Handlers, alerts::Count, changed_meanwhile, check_size, conflict, invalid, new_id, not_found, shortened,
+    Handlers, alerts::Count, changed_meanwhile, check_size, conflict, described_change, invalid, new_id,
+    not_found,
 };
 use crate::{
     AlertError, definitions,
@@ -325,15 +326,7 @@ fn check_receiver(before: &StoredChannel, new: &ChannelSpec) -> Result<(), Alert
 
 /// Describes for the audit which parts of a channel change, without addresses, which may contain a secret.
 fn difference(old: &ChannelSpec, new: &ChannelSpec, is_new_secret: bool, is_forgotten: bool) -> String {
-    let mut changed = Vec::new();
-    if old.name != new.name {
-        changed.push(format!("name (was {})", old.name));
-    }
     let parts = [
-        (
-            old.enabled != new.enabled,
-            if new.enabled { "enabled" } else { "disabled" },
-        ),
         (old.target != new.target, "receiver"),
         (is_new_secret, "new secret"),
         (is_forgotten, "secret forgotten"),
@@ -345,9 +338,7 @@ fn difference(old: &ChannelSpec, new: &ChannelSpec, is_new_secret: bool, is_forg
         (old.heartbeat_seconds != new.heartbeat_seconds, "heartbeat"),
         (old.template != new.template, "template"),
     ];
-    let parts = parts.into_iter().filter(|(differs, _)| *differs);
-    changed.extend(parts.map(|(_, part)| part.to_owned()));
-    shortened(format!("{}: {}", new.name, changed.join(", ")))
+    described_change((&old.name, old.enabled), (&new.name, new.enabled), &parts)
 }
 
 #[cfg(test)]

@@ -226,7 +226,7 @@ const fn limitation(condition: &Condition) -> &'static str {
             "computed from time buckets of at least five minutes, so shorter peaks and gaps are not seen"
         }
         Condition::AgentSilent {} => {
-            "computed from time buckets of at least five minutes; gaps while vmwatch itself received no samples, and VMs that were stopped, are not told apart from silent agents"
+            "computed from time buckets of at least five minutes; gaps while vmwatch itself received no samples, and times at which a VM was stopped, also count as silence"
         }
         Condition::Filesystem { .. } => {
             "there is no preview of rules about filesystems, because rollups do not contain them"

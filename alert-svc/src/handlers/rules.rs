@@ -17,7 +17,7 @@ use vmwatch_api::{
 use vmwatch_bus::Context;
 
 use super::{
-    Handlers, changed_meanwhile, check_size, conflict, invalid, new_id, not_found, scope_of, shortened,
+    Handlers, changed_meanwhile, check_size, conflict, described_change, invalid, new_id, not_found, scope_of,
 };
 use crate::{
     AlertError, definitions, starter,
@@ -243,24 +243,14 @@ fn difference(old: Option<&RuleSpec>, new: &RuleSpec) -> String {
     let Some(old) = old else {
         return format!("{}: replaced a rule that could not be read", new.name);
     };
-    let mut changed = Vec::new();
-    if old.name != new.name {
-        changed.push(format!("name (was {})", old.name));
-    }
     let parts = [
-        (
-            old.enabled != new.enabled,
-            if new.enabled { "enabled" } else { "disabled" },
-        ),
         (old.condition != new.condition, "condition"),
         (old.for_seconds != new.for_seconds, "duration"),
         (old.severity != new.severity, "severity"),
         (old.vms != new.vms, "VMs"),
         (old.recipients != new.recipients, "recipients"),
     ];
-    let parts = parts.into_iter().filter(|(differs, _)| *differs);
-    changed.extend(parts.map(|(_, part)| part.to_owned()));
-    shortened(format!("{}: {}", new.name, changed.join(", ")))
+    described_change((&old.name, old.enabled), (&new.name, new.enabled), &parts)
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// The pause after so many failed attempts in a row: doubled each time, at most five minutes, and random within its upper half.
+/// The pause after this number of consecutive failed attempts. It doubles with each failure up to five minutes; its upper half is
+/// random.
 pub(super) fn pause(failures: u64) -> Duration {
     let doublings = u32::try_from(failures.saturating_sub(1))
         .unwrap_or(u32::MAX)

@@ -11,7 +11,7 @@ use super::content::{AlertContent, Content};
 const DEFAULT: &str = include_str!("default.txt");
 const TEST: &str = "This is a test message from vmwatch. No alert is firing because of it.";
 const HEARTBEAT: &str = "vmwatch evaluates alerts. If these messages stop, it does not.";
-/// The work that a template may cause: so many steps, and so many more for each alert. It also limits the length of the text.
+/// Maximum number of steps for rendering a template, and additional steps for each alert. They also limit the length of the text.
 const FUEL: u64 = 20_000;
 const FUEL_PER_ALERT: u64 = 2_000;
 

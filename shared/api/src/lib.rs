@@ -19,6 +19,7 @@ pub mod events;
 pub mod filesystems;
 #[cfg(test)]
 mod forms;
+mod hex_id;
 pub mod history;
 pub mod hypervisor_samples;
 pub mod inventory;

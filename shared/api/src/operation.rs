@@ -3,10 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::{
-    InstanceId, MethodInfo, bounded_text,
+    InstanceId, MethodInfo, bounded_text, hex_id,
     lifecycle::{MachineState, Verb},
     metrics::Limit,
 };
@@ -24,12 +23,10 @@ pub struct OperationId(String);
 
 /// The text is not a valid [`OperationId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{}", OperationId::RULE)]
+#[error("{}", hex_id::RULE)]
 pub struct InvalidOperationId;
 
 impl OperationId {
-    const RULE: &str = "must be 32 lower-case hex digits";
-
     /// Creates the id of an operation that has no idempotency key. The bits must come from the operating system's
     /// random generator.
     pub fn from_random(bits: [u8; 16]) -> Self {
@@ -40,22 +37,16 @@ impl OperationId {
     /// Because ids are unique, a second request with the same key finds the existing operation and does not execute the
     /// action again.
     pub fn from_idempotency_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
-        let mut hash = Sha256::new();
-        for part in [user, instance.as_str(), method.subject, key] {
-            // Each hashed field is preceded by its length, so different fields cannot produce the same input.
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        let digest = hash.finalize();
-        Self(hex::encode(digest.get(..16).unwrap_or_default()))
+        Self(hex_id::from_parts(&[
+            user,
+            instance.as_str(),
+            method.subject,
+            key,
+        ]))
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    fn allows(text: &str) -> bool {
-        text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     }
 }
 
@@ -63,7 +54,7 @@ impl FromStr for OperationId {
     type Err = InvalidOperationId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if Self::allows(text) {
+        if hex_id::is_valid(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidOperationId)
@@ -73,7 +64,7 @@ impl FromStr for OperationId {
 
 impl<'de> Deserialize<'de> for OperationId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+        bounded_text(deserializer, hex_id::RULE, hex_id::is_valid).map(Self)
     }
 }
 

@@ -85,7 +85,7 @@ mod tests {
         (flow.not_receiving_since_ms, flow.stands_since_ms)
     }
 
-    /// The oldest sample in the stream and the newest evaluated sample arrived so many milliseconds ago.
+    /// Evidence with these ages, in milliseconds, of the oldest sample in the stream and of the newest evaluated sample.
     fn waiting(oldest: u64, newest: u64) -> Evidence {
         Evidence {
             health: Health {

@@ -1,4 +1,4 @@
-//! Detects that most agents fell silent at once, which is a fault of vmwatch or of the network and not of so many VMs.
+//! Detects that most agents fell silent at once, which indicates a fault of vmwatch or of the network instead of the VMs.
 
 /// Agents that fell silent within this time did so at once.
 const WINDOW_MS: u64 = 60_000;

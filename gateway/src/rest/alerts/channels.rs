@@ -1,4 +1,4 @@
-//! REST routes for the channels of alerts, for administrators who may see all VMs.
+//! REST routes for the channels of alerts, for administrators with access to all VMs.
 
 use std::sync::Arc;
 
@@ -86,7 +86,7 @@ pub(in crate::rest) struct ChannelList {
     has_key: bool,
 }
 
-/// A channel as users see it who choose the recipients of a rule.
+/// What users need of a channel to choose it as a recipient of a rule.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::rest) struct ChannelName {
     /// Id of the channel.
@@ -152,7 +152,7 @@ pub(in crate::rest) async fn list(
 
 /// List the names of channels
 ///
-/// For all users, who see them as recipients of rules.
+/// For all users, because rules name channels as recipients.
 #[utoipa::path(
     get, path = "/alert-channels/names", tag = "alerts", operation_id = "list_alert_channel_names",
     responses((status = OK, body = ChannelNames, description = "the names of all channels")),
@@ -176,7 +176,7 @@ pub(in crate::rest) async fn names(
 
 /// Create a channel
 ///
-/// For administrators who may see all VMs, as are all requests about channels except the list of names.
+/// For administrators with access to all VMs, as are all requests about channels except the list of names.
 #[utoipa::path(
     post, path = "/alert-channels", tag = "alerts", operation_id = "create_alert_channel", request_body = NewChannel,
     responses(

@@ -1,4 +1,4 @@
-//! REST route for the messages of channels and the attempts to deliver them, for administrators who may see all VMs.
+//! REST route for the messages of channels and the attempts to deliver them, for administrators with access to all VMs.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -171,7 +171,7 @@ pub(super) struct AlertsQuery {
 
 /// List alerts
 ///
-/// Alerts of the VMs that the user may see. Alerts about vmwatch itself are only for users who may see all VMs.
+/// Alerts of the VMs that the user may see. Alerts about vmwatch itself are only for users with access to all VMs.
 /// Resolved alerts are kept for 90 days by default.
 #[utoipa::path(
     get, path = "/alerts", tag = "alerts", operation_id = "list_alerts", params(AlertsQuery),

@@ -39,7 +39,7 @@ pub(in crate::rest) struct Rule {
     revision: u64,
     #[schema(value_type = RuleSpec)]
     spec: rules::RuleSpec,
-    /// Name of the user who made the last change; empty for a starter rule that nobody has changed.
+    /// Name of the user who made the last change; empty for a starter rule that was never changed.
     changed_by: String,
     /// Time of the last change.
     changed_at: Timestamp,
@@ -109,7 +109,7 @@ pub(in crate::rest) struct RevisionQuery {
 
 /// List alert rules
 ///
-/// A rule that names VMs is only for users who may see at least one of them.
+/// A rule that names VMs is only for users with access to at least one of them.
 #[utoipa::path(
     get, path = "/alert-rules", tag = "alerts", operation_id = "list_alert_rules",
     responses((status = OK, body = RuleList, description = "all rules, at most 500")),
@@ -150,7 +150,7 @@ pub(in crate::rest) async fn get(
 
 /// Create an alert rule
 ///
-/// For operators and administrators who may see all VMs, as are all changes of rules.
+/// For operators and administrators with access to all VMs, as are all changes of rules.
 #[utoipa::path(
     post, path = "/alert-rules", tag = "alerts", operation_id = "create_alert_rule", request_body = RuleSpec,
     responses(

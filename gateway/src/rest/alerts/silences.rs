@@ -110,7 +110,7 @@ fn matchers_schema() -> Schema {
 
 /// List silences
 ///
-/// A silence that names a VM is only for users who may see it.
+/// A silence that names a VM is only for users with access to it.
 #[utoipa::path(
     get, path = "/alert-silences", tag = "alerts", operation_id = "list_alert_silences",
     responses((status = OK, body = SilenceList, description = "silences, at most 1000")),
@@ -127,7 +127,7 @@ pub(in crate::rest) async fn list(
 
 /// Create a silence
 ///
-/// For operators and administrators who may see all VMs.
+/// For operators and administrators with access to all VMs.
 #[utoipa::path(
     post, path = "/alert-silences", tag = "alerts", operation_id = "create_alert_silence", request_body = NewSilence,
     responses(

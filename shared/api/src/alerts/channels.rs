@@ -124,7 +124,7 @@ pub struct ChannelList {
     pub has_key: bool,
 }
 
-/// A channel as those see it who may choose it as a recipient.
+/// What users need of a channel to choose it as a recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelName {
     pub id: RecordId,

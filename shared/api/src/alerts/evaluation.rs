@@ -1,5 +1,5 @@
-//! What metrics-svc tells alert-svc about each sample part that it has stored: one evaluation record, published to a stream
-//! before the part is acknowledged.
+//! Evaluation records: what alert-svc needs of each stored sample part. metrics-svc publishes one to a stream before it
+//! acknowledges the part.
 
 use std::collections::BTreeSet;
 

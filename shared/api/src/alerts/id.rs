@@ -3,9 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::{Digest, Sha256};
 
-use crate::bounded_text;
+use crate::{bounded_text, hex_id};
 
 /// The id of an alert, rule, silence, channel or message, written as 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -19,12 +18,10 @@ pub struct RecordId(String);
 
 /// The text is not a valid [`RecordId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{}", RecordId::RULE)]
+#[error("{}", hex_id::RULE)]
 pub struct InvalidRecordId;
 
 impl RecordId {
-    const RULE: &str = "must be 32 lower-case hex digits";
-
     /// Creates the id of a record that a user creates. The bits must come from the operating system's random generator.
     pub fn from_random(bits: [u8; 16]) -> Self {
         Self(hex::encode(bits))
@@ -32,22 +29,11 @@ impl RecordId {
 
     /// Derives the id of a record from what identifies it, so that making the same record again gives the same id.
     pub fn from_parts(parts: &[&str]) -> Self {
-        let mut hash = Sha256::new();
-        for part in parts {
-            // Each part is preceded by its length, so different parts cannot produce the same input.
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        let digest = hash.finalize();
-        Self(hex::encode(digest.get(..16).unwrap_or_default()))
+        Self(hex_id::from_parts(parts))
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    fn allows(text: &str) -> bool {
-        text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     }
 }
 
@@ -55,7 +41,7 @@ impl FromStr for RecordId {
     type Err = InvalidRecordId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if Self::allows(text) {
+        if hex_id::is_valid(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidRecordId)
@@ -65,7 +51,7 @@ impl FromStr for RecordId {
 
 impl<'de> Deserialize<'de> for RecordId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+        bounded_text(deserializer, hex_id::RULE, hex_id::is_valid).map(Self)
     }
 }
 

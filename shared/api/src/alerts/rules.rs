@@ -66,7 +66,7 @@ pub struct Rule {
     /// Number of the rule's last change, which the next change must name.
     pub revision: u64,
     pub spec: RuleSpec,
-    /// Name of the user who made the last change; empty for a starter rule that nobody has changed.
+    /// Name of the user who made the last change; empty for a starter rule that was never changed.
     pub changed_by: String,
     /// Unix milliseconds.
     pub changed_ms: u64,
@@ -135,7 +135,7 @@ pub struct RuleChange {
     pub spec: RuleSpec,
 }
 
-/// Changes a rule. If its condition, duration or VMs change, its alerts are resolved and evaluated anew.
+/// Changes a rule. If its condition, duration or VMs change, its alerts are resolved, and the condition is evaluated from the beginning.
 #[derive(Debug)]
 pub struct RulesUpdate;
 
