@@ -50,7 +50,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmwatch_api::{
     alerts::{Alert, AlertState, RecordId, rules::Rule},
-    lifecycle::Operation,
     time::unix_millis,
 };
 use vmwatch_bus::Bus;
@@ -61,7 +60,7 @@ use self::{
     health::Faults,
     intake::{Batch, Lag},
     machine::{ConditionKey, Machine, Step, Transition},
-    operations::Operations,
+    operations::{FailuresByVm, Operations},
     progress::{Position, Saver},
     records::{Received, Records},
     samples::Samples,
@@ -107,7 +106,8 @@ pub(crate) struct Setup {
 struct Sources {
     health: watch::Receiver<Option<Health>>,
     faults: watch::Receiver<Option<Arc<Faults>>>,
-    operations: watch::Receiver<Arc<Vec<Operation>>>,
+    /// `None` until they were read for the first time.
+    failures: watch::Receiver<Option<Arc<FailuresByVm>>>,
 }
 
 /// What the engine does next.
@@ -426,7 +426,7 @@ impl Sources {
     ) -> Self {
         let (health_sender, health) = watch::channel(None);
         let (faults_sender, faults) = watch::channel(None);
-        let (operations_sender, failed) = watch::channel(Arc::default());
+        let (failures_sender, failures) = watch::channel(None);
         let (stream, agents) = (bus.clone(), bus.clone());
         let newest = Arc::clone(operations);
         let token = term.clone();
@@ -435,7 +435,7 @@ impl Sources {
                 tokio::join!(
                     health::follow_stream(stream, health_sender),
                     health::follow_faults(agents, faults_sender),
-                    newest.follow(operations_sender),
+                    newest.follow(failures_sender),
                 )
             };
             token.run_until_cancelled(Box::pin(following)).await;
@@ -443,7 +443,7 @@ impl Sources {
         Self {
             health,
             faults,
-            operations: failed,
+            failures,
         }
     }
 }

@@ -6,7 +6,7 @@ use vmwatch_api::{
         Alert, EndedBy,
         culprits::{CULPRITS, Culprits, ProcessTop, TopMeasure, TopQuery, TopReply},
     },
-    lifecycle::{Operation, OperationFilter, OperationId, OperationRef, OperationsGet, OperationsList},
+    lifecycle::{Operation, OperationFilter, OperationsList},
     metrics::Limit,
     processes::{ProcessName, ProcessSort, ProcessesAt, ProcessesAtQuery},
     wire::{Fault, FaultKind},
@@ -18,6 +18,8 @@ use super::{
     search::{Search, Window, search},
 };
 
+/// Number of a VM's last operations among which one is looked for.
+const LAST_OPERATIONS: u64 = 20;
 const PARTIAL: &str = "the VM has too many process rows to read the whole time range; only its end was read";
 
 /// Finds what explains an alert. If a service does not answer, the answer says so.
@@ -33,10 +35,13 @@ pub(super) async fn fetch(bus: &Bus, alert: &Alert, window: Window) -> Culprits 
         }),
         Search::Named(name, measure) => fetch.named(window, name, measure).await,
         Search::LastKnown => fetch.last_known_and_operation(window).await,
-        Search::Operation(id) => fetch.operation(id).await.map(|operation| Culprits {
-            operation,
-            ..window.nothing()
-        }),
+        Search::FailedOperation => fetch
+            .operation(|one| one.state.is_failure())
+            .await
+            .map(|operation| Culprits {
+                operation,
+                ..window.nothing()
+            }),
         Search::Nothing => Ok(window.nothing()),
     };
     found.unwrap_or_else(|fault| Culprits {
@@ -110,7 +115,7 @@ impl Fetch<'_> {
     /// The last known processes and the last operation. If one of them cannot be read, the other is returned nevertheless.
     async fn last_known_and_operation(&self, window: Window) -> Result<Culprits, Fault> {
         let (processes, operation) =
-            tokio::join!(self.last_known(window, TopMeasure::Cpu), self.operation(None));
+            tokio::join!(self.last_known(window, TopMeasure::Cpu), self.operation(|_| true));
         let mut culprits = processes.unwrap_or_else(|fault| Culprits {
             problem: Some(problem(&fault)),
             ..window.nothing()
@@ -137,19 +142,15 @@ impl Fetch<'_> {
         self.call::<ProcessTop>(&query).await
     }
 
-    /// The operation with this id, or else the last one on the VM.
-    async fn operation(&self, id: Option<OperationId>) -> Result<Option<EndedBy>, Fault> {
-        if let Some(operation_id) = id {
-            let operation = self.call::<OperationsGet>(&OperationRef { operation_id }).await?;
-            return Ok(Some(summary(operation)));
-        }
+    /// The newest of the VM's last operations that fulfils the condition.
+    async fn operation(&self, is_meant: fn(&Operation) -> bool) -> Result<Option<EndedBy>, Fault> {
         let last = OperationFilter {
             instance_id: Some(self.instance_id.clone()),
-            limit: Limit::ONE,
+            limit: Limit::new(LAST_OPERATIONS).unwrap_or_default(),
             ..OperationFilter::default()
         };
         let page = self.call::<OperationsList>(&last).await?;
-        Ok(page.operations.into_iter().next().map(summary))
+        Ok(page.operations.into_iter().find(is_meant).map(summary))
     }
 
     async fn call<M: Method>(&self, params: &M::Params) -> Result<M::Reply, Fault> {

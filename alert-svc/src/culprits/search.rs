@@ -7,7 +7,6 @@ use vmwatch_api::{
         rules::{Condition, MeasureName},
     },
     history::TimeRange,
-    lifecycle::OperationId,
     processes::ProcessName,
 };
 
@@ -32,8 +31,8 @@ pub(super) enum Search {
     Named(ProcessName, TopMeasure),
     /// The last known processes, and the last operation on the VM.
     LastKnown,
-    /// This operation, or the last one on the VM.
-    Operation(Option<OperationId>),
+    /// The last failed operation on the VM.
+    FailedOperation,
     /// Nothing: the condition says it all.
     Nothing,
 }
@@ -86,7 +85,7 @@ pub(super) fn search(alert: &Alert) -> Search {
             Search::Named(name.clone(), TopMeasure::Cpu)
         }
         Condition::VmState { .. } | Condition::AgentSilent {} => Search::LastKnown,
-        Condition::OperationFailed {} => Search::Operation(alert.subject.parse().ok()),
+        Condition::OperationFailed {} => Search::FailedOperation,
         Condition::AgentFault { .. } | Condition::NotReceiving {} => Search::Nothing,
     }
 }
@@ -144,7 +143,6 @@ pub(super) mod tests {
     fn other_conditions_are_explained_by_what_they_are_about() {
         let nginx = || ProcessName::new("nginx").unwrap();
         let about_nginx = |kind: &str| json!({ "kind": kind, "name": "nginx", "threshold": threshold() });
-        let operation = "5".repeat(32);
         for (condition, subject, expected) in [
             (
                 json!({ "kind": "filesystem", "threshold": threshold() }),
@@ -167,11 +165,7 @@ pub(super) mod tests {
                 "lab",
                 Search::LastKnown,
             ),
-            (
-                json!({ "kind": "operation_failed" }),
-                operation.as_str(),
-                Search::Operation(operation.parse().ok()),
-            ),
+            (json!({ "kind": "operation_failed" }), "", Search::FailedOperation),
             (json!({ "kind": "not_receiving" }), "", Search::Nothing),
         ] {
             assert_eq!(search(&alert(&condition, subject)), expected, "{condition}");

@@ -7,7 +7,6 @@ use tracing::{debug, info, warn};
 use vmwatch_api::{
     InstanceId,
     alerts::rules::{Condition, Rule},
-    lifecycle::{Operation, OperationState},
     time::unix_millis,
 };
 
@@ -16,7 +15,6 @@ use super::{
     checks::Verdict,
     machine::{Reading, Transition, is_of_samples},
     open_alerts,
-    operations::{DAY_MS, ended_ms, has_failed},
     silence::{Agent, Evidence, Flow},
     watched,
 };
@@ -327,47 +325,25 @@ impl Engine {
         }
     }
 
-    /// Evaluates failed operations. The subject is the operation.
+    /// Evaluates failed operations, if they were read since the last tick: a VM has at most one alert, however many
+    /// operations on it failed.
     fn check_operations(&mut self, now_ms: u64, out: &mut Vec<Transition>) {
-        let rules = self.rules_about(|condition| matches!(condition, Condition::OperationFailed {}));
-        let operations = Arc::clone(&self.sources.operations.borrow());
-        for rule in rules {
-            let begins = |one: &Operation| {
-                let ended_ms = ended_ms(one);
-                has_failed(one)
-                    && now_ms.saturating_sub(ended_ms) < DAY_MS
-                    && ended_ms + BEFORE_RULE_MS >= rule.changed_ms
-            };
-            for failed in operations.iter().filter(|one| begins(one)) {
-                let vm = &failed.instance_id;
-                if succeeded_since(&operations, vm, failed.requested_at_ms) || !self.is_selected(&rule, vm) {
-                    continue;
+        let Some(failures) = self.sources.failures.borrow().clone() else {
+            return;
+        };
+        for rule in self.rules_about(|condition| matches!(condition, Condition::OperationFailed {})) {
+            for (vm, failures) in failures.iter() {
+                let begins = failures.last_ms + BEFORE_RULE_MS >= rule.changed_ms || self.has_open(&rule, vm);
+                if begins && self.is_selected(&rule, vm) {
+                    let reading = Reading::holds(true, failures.first_ms, now_ms);
+                    self.machine.observe(&rule, Some(vm), "", reading, out);
                 }
-                let reading = Reading::holds(true, ended_ms(failed), now_ms);
-                self.machine
-                    .observe(&rule, Some(vm), failed.id.as_str(), reading, out);
             }
-            self.end_operations(&rule, &operations, now_ms, out);
-        }
-    }
-
-    /// Ends the alerts of failed operations after a day, or if a later operation on the VM succeeded.
-    fn end_operations(
-        &mut self,
-        rule: &Rule,
-        operations: &[Operation],
-        now_ms: u64,
-        out: &mut Vec<Transition>,
-    ) {
-        let vms: Vec<InstanceId> = self.machine.vms().cloned().collect();
-        for vm in vms {
-            self.machine.end_of_vm(&vm, now_ms, out, |open| {
-                let failed = operations.iter().find(|one| one.id.as_str() == open.subject);
-                let requested_ms = failed.map_or(open.since_ms, |one| one.requested_at_ms);
-                open.rule == rule.id
-                    && (now_ms.saturating_sub(open.since_ms) >= DAY_MS
-                        || succeeded_since(operations, &vm, requested_ms))
-            });
+            let vms: Vec<InstanceId> = self.machine.vms().cloned().collect();
+            for vm in vms.iter().filter(|vm| !failures.contains_key(*vm)) {
+                self.machine
+                    .end_of_vm(vm, now_ms, out, |open| open.rule == rule.id);
+            }
         }
     }
 
@@ -415,11 +391,4 @@ impl Engine {
             });
         }
     }
-}
-
-/// Whether an operation on the VM that was requested after this time succeeded.
-fn succeeded_since(operations: &[Operation], vm: &InstanceId, requested_ms: u64) -> bool {
-    operations.iter().any(|one| {
-        one.instance_id == *vm && one.state == OperationState::Succeeded && one.requested_at_ms > requested_ms
-    })
 }

@@ -50,7 +50,7 @@ pub(super) fn condition(alert: &Alert) -> String {
         }
         Condition::AgentSilent {} => "agent is silent".to_owned(),
         Condition::AgentFault { fault } => fault_text(*fault).to_owned(),
-        Condition::OperationFailed {} => format!("operation {subject} failed"),
+        Condition::OperationFailed {} => "operation failed".to_owned(),
         Condition::NotReceiving {} => "vmwatch is not receiving samples".to_owned(),
     }
 }

@@ -139,6 +139,11 @@ impl OperationState {
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Requested | Self::Running | Self::Unknown)
     }
+
+    /// Whether the operation did not do what it should, or nobody knows whether it did.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::TimedOut | Self::OutcomeUnknown)
+    }
 }
 
 impl fmt::Display for OperationState {

@@ -257,7 +257,8 @@ pub(super) async fn list_operations(stack: &Stack) -> Operations {
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
             let page = OperationPage {
-                operations: listed.lock().await.clone(),
+                // Newest first, as from lifecycle-svc.
+                operations: listed.lock().await.iter().rev().cloned().collect(),
                 more: false,
             };
             let reply = serde_json::to_vec(&Envelope::success(page)).unwrap();

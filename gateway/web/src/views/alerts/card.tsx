@@ -47,7 +47,7 @@ export function AlertCard({ alert, silences = [], hidesVm = false, open = false,
         <span class="what">
           <strong>{rule_name}</strong>
           {!hidesVm && (instance_id === null ? <span>{vmName(alert)}</span> : <a href={vmAddress(instance_id)} title={instance_id}>{vmName(alert)}</a>)}
-          {subject && condition.kind !== "operation_failed" && <span class="mono subject">{visible(subject)}</span>}
+          {subject && <span class="mono subject">{visible(subject)}</span>}
         </span>
         {value && <b class="value" title={conditionText(condition)}>{value}</b>}
         <span class="faint lasting" title={fullTime(from)}>{isOver ? texts.lasted(time) : texts.lasting(time)}</span>

@@ -46,7 +46,7 @@ pub enum Condition {
     AgentSilent {},
     /// The samples of the agent may be wrong, or are stored late or not at all.
     AgentFault { fault: FaultKind },
-    /// An operation on the VM failed, timed out or has an unknown outcome. The subject is the operation.
+    /// An operation on the VM failed, timed out or has an unknown outcome, and none has succeeded since.
     OperationFailed {},
     /// vmwatch receives no samples: the stream is unreachable, samples wait for more than a minute, or most agents fell silent
     /// within one minute. The alert has no VM.
