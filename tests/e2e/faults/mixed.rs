@@ -26,6 +26,8 @@ const PROGRAMS: [Program; 6] = [
 /// Maximum growth of a program's memory in KiB after its warm-up, however long the test runs. This limit is larger than
 /// the usual variation of the memory.
 const MOST_KIB: f64 = 8.0 * 1024.0;
+/// Maximum size of the gateway's log of live events in KiB. After the warm-up of a short test it is not yet full.
+const LOG_KIB: f64 = 16.0 * 1024.0;
 
 /// Returns how much a program's memory grew, in KiB, by linear regression over its measurements.
 fn grown(samples: &[(f64, f64)]) -> f64 {
@@ -115,6 +117,10 @@ async fn memory_of_every_program_stays_flat_under_mixed_load() {
             samples[samples.len() - 1].1,
         );
         figure(&format!("faults_mixed_{name}_grown_kib"), grown.round());
-        assert!(grown < MOST_KIB, "the memory of {name} grew by {grown} KiB");
+        let most = match program {
+            Program::Gateway => MOST_KIB + LOG_KIB,
+            _ => MOST_KIB,
+        };
+        assert!(grown < most, "the memory of {name} grew by {grown} KiB");
     }
 }
