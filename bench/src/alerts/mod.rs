@@ -63,6 +63,9 @@ const COMPLETES_AFTER: Duration = Duration::from_millis(10_050);
 /// Time limit for the messages after the last sample.
 const ARRIVAL: Duration = Duration::from_secs(30);
 
+/// The consumer with which alert-svc reads the records.
+const CONSUMER: &str = "evaluate";
+
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let time = Duration::from_secs(options.seconds);
     ensure!(
@@ -79,11 +82,13 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     tokio::time::sleep(WARM_UP).await;
 
     let alert_svc = stack.replica(Program::Alert, 0).process.id();
+    let evaluated = evaluated(jetstream).await?;
     let before = (Instant::now(), usage::cpu_seconds(alert_svc)?);
     let firing = bursts(jetstream, time).await?;
     let elapsed = before.0.elapsed().as_secs_f64();
     let percent = (usage::cpu_seconds(alert_svc)? - before.1) / elapsed * 100.0;
     let resident = usage::resident_mb(alert_svc)?;
+    let rate = (self::evaluated(jetstream).await? - evaluated) / elapsed;
     ensure!(!load.is_finished(), "publishing the records of the fleet failed");
     load.abort();
 
@@ -105,6 +110,9 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         Bound::AtMost(2000.0),
     );
     report.figure("alert_to_message_median_ms", delays.median());
+    report.figure("alert_records_per_second", rate);
+    let rate = number(rate, 0);
+    report.paragraph(&format!("{rate} records per second were evaluated."));
     culprits(report, &stack, firing.len()).await?;
     backlog(report, jetstream).await
 }
@@ -195,9 +203,18 @@ async fn culprits(report: &mut Report, stack: &Stack, expected: usize) -> anyhow
 }
 
 /// Reports how many records wait for their evaluation at the end.
+/// Number of records that were evaluated and acknowledged.
+async fn evaluated(jetstream: &Context) -> anyhow::Result<f64> {
+    let stream = jetstream.get_stream(EVALUATION_STREAM).await?;
+    let acknowledged = stream.consumer_info(CONSUMER).await?.ack_floor.stream_sequence;
+    Ok(f64::from(
+        u32::try_from(acknowledged).context("the number of evaluated records is too large")?,
+    ))
+}
+
 async fn backlog(report: &mut Report, jetstream: &Context) -> anyhow::Result<()> {
     let stream = jetstream.get_stream(EVALUATION_STREAM).await?;
-    let consumer = stream.consumer_info("evaluate").await?;
+    let consumer = stream.consumer_info(CONSUMER).await?;
     let waiting =
         u32::try_from(consumer.num_pending).context("the number of waiting records is too large")?;
     report.figure("alert_records_waiting", f64::from(waiting));
