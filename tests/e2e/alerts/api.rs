@@ -16,6 +16,7 @@ const NOBODY: &str = "00000000000000000000000000000000";
 
 fn stack() -> StackBuilder {
     Stack::builder()
+        .with_permissions()
         .replicas(Program::Alert, 1)
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }

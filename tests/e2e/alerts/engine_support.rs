@@ -38,7 +38,9 @@ pub(super) fn builder() -> StackBuilder {
         Program::Lifecycle,
     ]
     .into_iter()
-    .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+    .fold(Stack::builder().with_permissions(), |builder, program| {
+        builder.replicas(program, 0)
+    })
     .replicas(Program::Alert, 1)
     .set(Program::Alert, "VMWATCH_ALERT_LEASE", "1s")
     .set(Program::Alert, "VMWATCH_AUDIT_REQUIRED", "false")

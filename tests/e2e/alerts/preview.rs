@@ -51,6 +51,7 @@ async fn publish_history(stack: &Stack) {
 #[tokio::test]
 async fn preview_shows_when_a_rule_would_have_fired() {
     let stack = Stack::builder()
+        .with_permissions()
         .replicas(Program::Alert, 1)
         .without_rates()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "200ms")
