@@ -94,6 +94,8 @@ pub enum Refusal {
     SeveralHypervisors,
     /// Another hypervisor has the VM too, and it is not off there.
     NotOffElsewhere,
+    /// Another hypervisor that had the VM recently does not answer, so that the VM may still run there.
+    FormerHypervisorUnreachable,
     /// The service does not know the action.
     UnknownAction,
     /// A reason that only a newer version of vmwatch knows.
@@ -132,6 +134,9 @@ impl Refusal {
             }
             Self::NotOffElsewhere => {
                 "the VM is not off on another hypervisor, so that a second copy of it would run"
+            }
+            Self::FormerHypervisorUnreachable => {
+                "another hypervisor that had the VM does not answer, so that the VM may still run there"
             }
             Self::UnknownAction => "this version of the service does not know the action",
             Self::Unknown => "the state of the VM does not allow the action",

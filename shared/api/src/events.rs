@@ -10,6 +10,7 @@ use super::{
     InstanceId,
     agents::{Sender, VmLimit},
     alerts::Alert,
+    current::ProcessUse,
     lifecycle::{MachineState, Operation},
     measures::VmValues,
     metrics::Restriction,
@@ -19,8 +20,10 @@ use super::{
 /// acknowledge events.
 pub const EVENT_STREAM: &str = "VMWATCH_EVENTS";
 /// Prefix of event subjects: an event is published on `vmwatch.v1.events.<kind>.<instance_id>`; [`LiveEvent::kind`]
-/// lists the kinds.
+/// lists the kinds. An event about vmwatch itself has [`OWN_TOKEN`] instead of the id.
 pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
+/// Last token of the subject of an event about vmwatch itself. No VM can have it as its id.
+const OWN_TOKEN: &str = "~";
 
 /// A live event, as encoded in the body of a NATS message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,14 +46,16 @@ pub enum LiveEvent {
     Unstored(UnstoredEvent),
     /// A VM sends more than a limit allows. Only for other replicas of metrics-svc; clients do not receive it.
     OverLimit(OverLimitEvent),
-    /// An alert of a VM changed; the event holds its current record.
+    /// An alert of a VM, or one about vmwatch itself, changed; the event holds its current record.
     Alert(Box<AlertEvent>),
 }
 
-/// An alert of a VM, as it is after a change.
+/// An alert as it is after a change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AlertEvent {
-    pub instance_id: InstanceId,
+    /// `None` if the alert is about vmwatch itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<InstanceId>,
     pub alert: Alert,
 }
 
@@ -81,13 +86,25 @@ pub struct HypervisorSampleEvent {
 }
 
 /// Live event: the process table of a sample has been stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessesEvent {
     pub instance_id: InstanceId,
     /// Time of the sample, Unix milliseconds.
     pub at_ms: u64,
     /// Number of process rows in this sample part.
     pub rows: u64,
+    /// What the greatest processes of this sample part use, by name. Only for replicas of metrics-svc, and only if they
+    /// are configured to list processes; clients do not receive it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub greatest: Vec<ProcessUse>,
+    /// Number of names of this sample part that are not in `greatest`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub names_left_out: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A live event with the state of a VM.
@@ -189,9 +206,9 @@ impl LiveEvent {
         }
     }
 
-    /// The VM that the event is about.
-    pub const fn instance(&self) -> &InstanceId {
-        match self {
+    /// The VM that the event is about; `None` if it is about vmwatch itself.
+    pub const fn instance(&self) -> Option<&InstanceId> {
+        Some(match self {
             Self::Sample(event) => &event.instance_id,
             Self::HypervisorSample(event) => &event.instance_id,
             Self::Processes(event) => &event.instance_id,
@@ -200,13 +217,14 @@ impl LiveEvent {
             Self::Removed(event) => &event.instance_id,
             Self::Unstored(event) => &event.instance_id,
             Self::OverLimit(event) => &event.instance_id,
-            Self::Alert(event) => &event.instance_id,
-        }
+            Self::Alert(event) => return event.instance_id.as_ref(),
+        })
     }
 
     /// The NATS subject that the event is published on.
     pub fn subject(&self) -> String {
-        format!("{EVENT_SUBJECT_PREFIX}{}.{}", self.kind(), self.instance())
+        let last = self.instance().map_or(OWN_TOKEN, InstanceId::as_str);
+        format!("{EVENT_SUBJECT_PREFIX}{}.{last}", self.kind())
     }
 }
 
@@ -246,7 +264,7 @@ mod tests {
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);
         assert_eq!(event.subject(), "vmwatch.v1.events.processes.vm-1");
-        assert_eq!(event_filter(Some(event.instance())), "vmwatch.v1.events.*.vm-1");
+        assert_eq!(event_filter(event.instance()), "vmwatch.v1.events.*.vm-1");
         let golden = r#"{"kind":"unstored","instance_id":"vm-1","at_ms":1483277879001,"arrived_ms":1483277879002,"reason":"expired"}"#;
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);
@@ -255,5 +273,13 @@ mod tests {
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);
         assert_eq!(event.subject(), "vmwatch.v1.events.over_limit.vm-1");
+    }
+    #[test]
+    fn subject_of_an_alert_about_vmwatch_itself_has_no_id_of_a_vm() {
+        let golden = include_str!("../../../tests/golden/forms/event-alert-vmwatch.json");
+        let event: LiveEvent = serde_json::from_str(golden).unwrap();
+        assert_eq!(event.instance(), None);
+        assert_eq!(event.subject(), "vmwatch.v1.events.alert.~");
+        assert!(OWN_TOKEN.parse::<InstanceId>().is_err());
     }
 }

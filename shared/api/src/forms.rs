@@ -13,6 +13,7 @@ use super::{
         rules::Rule,
         silences::Silence,
     },
+    api_tokens::{ApiTokenAccess, ApiTokenRecord},
     audit::{AuditRecord, AuditResult},
     enrollment::{AgentRecord, JoinTokenRecord},
     events::LiveEvent,
@@ -49,15 +50,19 @@ const PRINCIPAL: &str = include_str!("../../../tests/golden/forms/principal.json
 const AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record.json");
 const SESSION_RECORD: &str = include_str!("../../../tests/golden/forms/session-record.json");
 const SESSION_LIST: &str = include_str!("../../../tests/golden/forms/session-list.json");
-const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record.json");
+const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record-created.json");
+const FORMER_USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record.json");
 const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
 const HYPERVISOR_SAMPLE: &str = include_str!("../../../tests/golden/forms/hypervisor-sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
 const INVENTORY_VM_REFUSED: &str = include_str!("../../../tests/golden/forms/inventory-vm-refused.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
+const INVENTORY_HYPERVISOR_KEEP: &str =
+    include_str!("../../../tests/golden/forms/inventory-hypervisor-keep.json");
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
 const JOIN_TOKEN: &str = include_str!("../../../tests/golden/forms/join-token.json");
+const API_TOKEN: &str = include_str!("../../../tests/golden/forms/api-token.json");
 const AGENT: &str = include_str!("../../../tests/golden/forms/agent.json");
 const ALERTS: [&str; 2] = [
     include_str!("../../../tests/golden/forms/alert.json"),
@@ -69,8 +74,9 @@ const ALERT_CHANNEL: &str = include_str!("../../../tests/golden/forms/alert-chan
 const ALERT_MESSAGE: &str = include_str!("../../../tests/golden/forms/alert-message.json");
 const EVALUATION_RECORD: &str = include_str!("../../../tests/golden/forms/evaluation-record.json");
 const WATCHED_NAMES: &str = include_str!("../../../tests/golden/forms/watched-names.json");
-const EVENTS: [&str; 7] = [
+const EVENTS: [&str; 8] = [
     include_str!("../../../tests/golden/forms/event-alert.json"),
+    include_str!("../../../tests/golden/forms/event-alert-vmwatch.json"),
     include_str!("../../../tests/golden/forms/event-hypervisor-sample.json"),
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
@@ -86,14 +92,17 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<SessionRecord>(SESSION_RECORD);
     reads_more::<SessionList>(SESSION_LIST);
     reads_more::<UserRecord>(USER_RECORD);
+    reads_more::<UserRecord>(FORMER_USER_RECORD);
     reads_more::<Sample>(SAMPLE);
     reads_more::<HypervisorSample>(HYPERVISOR_SAMPLE);
     reads_more::<Envelope<()>>(FAULT);
     reads_more::<InventoryVm>(INVENTORY_VM);
     reads_more::<InventoryVm>(INVENTORY_VM_REFUSED);
     reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);
+    reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR_KEEP);
     reads_more::<VmLabels>(VM_LABELS);
     reads_more::<JoinTokenRecord>(JOIN_TOKEN);
+    reads_more::<ApiTokenRecord>(API_TOKEN);
     reads_more::<AgentRecord>(AGENT);
     for alert in ALERTS {
         reads_more::<Alert>(alert);
@@ -132,6 +141,9 @@ fn enum_values_of_newer_version_decode_as_unknown() {
         (user.principal.role, user.principal.scope),
         (Role::Unknown, Scope::Unknown)
     );
+    let token: ApiTokenRecord =
+        serde_json::from_value(changed(API_TOKEN, "access", "writes".into())).unwrap();
+    assert_eq!(token.access, ApiTokenAccess::Unknown);
     let fault: Envelope<()> = serde_json::from_value(changed(FAULT, "fault", "quota".into())).unwrap();
     assert_eq!(fault.into_result().unwrap_err().kind, FaultKind::Internal);
 }

@@ -57,6 +57,10 @@ pub struct InventoryHypervisor {
     pub listed_at_ms: Option<u64>,
     /// Interval at which the VMs are listed, in milliseconds.
     pub interval_ms: u64,
+    /// How long the hypervisor prevents that its VMs are started elsewhere once it is unreachable, in milliseconds; `None`
+    /// if an older version wrote the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_ms: Option<u64>,
 }
 
 impl InventoryHypervisor {
@@ -72,6 +76,13 @@ impl InventoryHypervisor {
         let longest = self.interval_ms.saturating_add(renewal).saturating_mul(2);
         let is_recent = |at: u64| now_ms.saturating_sub(at) <= longest;
         self.reachable && self.listed_at_ms.is_some_and(is_recent)
+    }
+
+    /// Whether a VM of this hypervisor may run on it while the hypervisor does not answer. That is assumed until the
+    /// hypervisor has been unreachable for `keep_ms`.
+    pub fn may_run(&self, vm: &InventoryVm, keep_ms: u64, now_ms: u64) -> bool {
+        let last = self.listed_at_ms.unwrap_or_default().max(vm.changed_at_ms);
+        self.is_reachable(now_ms) || now_ms.saturating_sub(last) <= keep_ms
     }
 }
 
@@ -131,12 +142,40 @@ mod tests {
     }
 
     #[test]
+    fn vm_may_run_on_an_unreachable_hypervisor_for_a_limited_time() {
+        let mut vm = InventoryVm {
+            name: "web".to_owned(),
+            state: MachineState::Running,
+            labels: BTreeMap::new(),
+            refused: Refused::new(),
+            changed_at_ms: 1,
+        };
+        let mut hypervisor = InventoryHypervisor {
+            reachable: false,
+            late: false,
+            listed_at_ms: Some(1_000_000),
+            interval_ms: 5000,
+            keep_ms: None,
+        };
+        assert!(hypervisor.may_run(&vm, 600_000, 1_600_000));
+        assert!(!hypervisor.may_run(&vm, 600_000, 1_600_001));
+        vm.changed_at_ms = 1_000_001;
+        assert!(
+            hypervisor.may_run(&vm, 600_000, 1_600_001),
+            "listed later than renewed"
+        );
+        hypervisor.reachable = true;
+        assert!(hypervisor.may_run(&vm, 0, 1_000_002), "listed, but no answer now");
+    }
+
+    #[test]
     fn hypervisor_is_silent_if_unreachable_late_or_not_polled() {
         let hypervisor = InventoryHypervisor {
             reachable: true,
             late: false,
             listed_at_ms: Some(1_000_000),
             interval_ms: 5000,
+            keep_ms: None,
         };
         assert!(!hypervisor.is_silent(1_000_000 + 130_000));
         assert!(hypervisor.is_silent(1_000_000 + 130_001));

@@ -12,8 +12,10 @@
 pub mod actions;
 pub mod agents;
 pub mod alerts;
+pub mod api_tokens;
 pub mod audit;
 pub mod auth;
+pub mod current;
 pub mod enrollment;
 pub mod events;
 pub mod filesystems;
@@ -30,11 +32,14 @@ pub mod metrics;
 mod operation;
 mod page;
 mod principal;
+pub mod process_changes;
 pub mod process_search;
 pub mod processes;
 pub mod removal;
 pub mod rows;
 pub mod sessions;
+pub mod starts;
+pub mod status;
 mod text;
 pub mod time;
 mod user_name;
@@ -47,6 +52,8 @@ use std::time::Duration;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use page::{PAGE_BYTES, PageRoom, first_page};
+#[cfg(feature = "openapi")]
+pub use principal::scope_schema;
 pub use principal::{Principal, Role, Scope};
 pub use text::{InstanceId, InvalidInstanceId, bounded_text};
 pub use user_name::{InvalidUserName, NewUserName, UserHash, UserKey, UserName};
@@ -201,6 +208,10 @@ pub const METHODS: &[MethodInfo] = &[
     users::UsersRemove::INFO,
     users::UsersSetPassword::INFO,
     audit::List::INFO,
+    api_tokens::ApiTokensCreate::INFO,
+    api_tokens::ApiTokensList::INFO,
+    api_tokens::ApiTokensRevoke::INFO,
+    api_tokens::ApiTokensUsed::INFO,
     enrollment::JoinTokensCreate::INFO,
     enrollment::JoinTokensList::INFO,
     enrollment::JoinTokensRevoke::INFO,
@@ -212,6 +223,7 @@ pub const METHODS: &[MethodInfo] = &[
     metrics::ProcessByName::INFO,
     vms::List::INFO,
     vms::Get::INFO,
+    current::VmsCurrent::INFO,
     history::VmHistory::INFO,
     history::VmHypervisorHistory::INFO,
     processes::ProcessesAt::INFO,
@@ -220,6 +232,9 @@ pub const METHODS: &[MethodInfo] = &[
     filesystems::FilesystemsAt::INFO,
     rows::RowExport::INFO,
     process_search::ProcessSearch::INFO,
+    status::MetricsStatus::INFO,
+    process_changes::ProcessChangesBetween::INFO,
+    starts::VmStarts::INFO,
     lifecycle::Start::INFO,
     lifecycle::State::INFO,
     lifecycle::Stop::INFO,

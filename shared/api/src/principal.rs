@@ -72,6 +72,19 @@ impl Scope {
             Self::Unknown => false,
         }
     }
+
+    /// The VMs that are in both scopes. An unknown scope is treated as empty.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::All, scope) | (scope, Self::All) => scope.clone(),
+            (Self::Only(instances), other) => {
+                let both = instances.iter().filter(|instance| other.allows(instance));
+                Self::Only(both.cloned().collect())
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Scope {
@@ -122,27 +135,31 @@ impl utoipa::PartialSchema for Role {
 #[cfg(feature = "openapi")]
 impl utoipa::ToSchema for Role {}
 
-/// Implemented by hand because the derived schema would allow additional keys.
+/// The schema of a scope that lists at most this many VMs. The derived schema would allow additional keys.
+#[cfg(feature = "openapi")]
+pub fn scope_schema(max_instances: usize) -> utoipa::openapi::schema::OneOfBuilder {
+    use utoipa::openapi::{
+        ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, Type, schema::AdditionalProperties,
+    };
+    let all = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("Every VM."))
+        .enum_values(Some(["all"]));
+    let instances = ArrayBuilder::new()
+        .items(Ref::from_schema_name("InstanceId"))
+        .max_items(Some(max_instances));
+    let only = ObjectBuilder::new()
+        .description(Some("Only these VMs."))
+        .property("only", instances)
+        .required("only")
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+    OneOfBuilder::new().item(all).item(only)
+}
+
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for Scope {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        use utoipa::openapi::{
-            ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, Type, schema::AdditionalProperties,
-        };
-        let all = ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some("Every VM."))
-            .enum_values(Some(["all"]));
-        let instances = ArrayBuilder::new()
-            .items(Ref::from_schema_name("InstanceId"))
-            .max_items(Some(super::users::MOST_INSTANCES));
-        let only = ObjectBuilder::new()
-            .description(Some("Only these VMs."))
-            .property("only", instances)
-            .required("only")
-            .additional_properties(Some(AdditionalProperties::FreeForm(false)));
-        let either = OneOfBuilder::new().item(all).item(only);
-        either
+        scope_schema(super::users::MOST_INSTANCES)
             .description(Some("The set of VMs that a user may see."))
             .into()
     }

@@ -47,9 +47,21 @@ pub struct UserRecord {
     pub principal: Principal,
     /// Sessions of the user that began before this time are invalid, Unix milliseconds.
     pub sessions_not_before_ms: u64,
+    /// Time at which the user was created, Unix milliseconds; 0 in records of older versions. It distinguishes the user
+    /// from earlier users of the same name.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub created_at_ms: u64,
     /// Whether the user was removed but the user's sessions have not been deleted yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde requires"
+)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl UserRecord {
@@ -238,6 +250,7 @@ mod tests {
                 scope: Scope::All,
             },
             sessions_not_before_ms: 1000,
+            created_at_ms: 0,
             removed: false,
         };
         assert!(user.allows_session_of(1000) && !user.allows_session_of(999));

@@ -61,6 +61,9 @@ pub struct User {
     pub role: Role,
     /// The VMs that the user may see.
     pub scope: Scope,
+    /// Whether the user is a service account, which has no password and acts only through API tokens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub service: bool,
     /// Time at which the user was created, in Unix milliseconds.
     pub created_at_ms: u64,
 }
@@ -74,7 +77,9 @@ pub struct UserRef {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewUser {
     pub name: NewUserName,
-    pub password: NewPassword,
+    /// Absent for a service account, which cannot log in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<NewPassword>,
     #[serde(deserialize_with = "known_role")]
     pub role: Role,
     /// The VMs that the user may see; at most [`MOST_INSTANCES`].
@@ -140,7 +145,8 @@ pub struct SessionRef {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
 
-fn known_role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+/// Decodes a role and rejects unknown ones.
+pub fn known_role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
     match Role::deserialize(deserializer)? {
         Role::Unknown => Err(D::Error::custom("must be viewer, operator or admin")),
         role => Ok(role),

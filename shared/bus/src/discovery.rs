@@ -1,5 +1,5 @@
-//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` according to the NATS service convention (ADR-32), so `nats
-//! micro` commands can list the services. The responder of the NATS client library is not used, for two reasons: it
+//! Service discovery according to the NATS service convention (ADR-32): answers `$SRV.PING`, `$SRV.INFO` and
+//! `$SRV.STATS`, so `nats micro` commands can list the services, and finds all running programs by `$SRV.PING`. The responder of the NATS client library is not used, for two reasons: it
 //! aborts handlers when it stops, and it does not expose its subscriptions, so draining it would lose requests.
 
 use std::{
@@ -11,15 +11,92 @@ use std::{
 };
 
 use async_nats::{Client, Message};
+use bytes::Bytes;
 use futures::{StreamExt, stream::SelectAll};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use vmwatch_api::{MethodInfo, Service, wire::Fault};
+use vmwatch_api::{MethodInfo, wire::Fault};
 
-use super::context::random_id;
+use super::{Bus, context::random_id};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The requests that services answer.
+const VERBS: &[&str] = &["PING", "INFO", "STATS"];
+/// How long [`Bus::discover`] waits for the next answer, and for all answers together.
+const QUIET: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(2);
+/// Maximum number of replicas that are found.
+const MAX_FOUND: usize = 1000;
+/// Maximum length of a name, id or version that is accepted, in bytes.
+const MAX_TEXT: usize = 128;
+
+/// A running replica of a program.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Found {
+    /// Name of the program, such as `vmwatch-metrics`.
+    pub name: String,
+    pub version: String,
+    /// Random id of the process.
+    pub id: String,
+}
+
+/// The running programs could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    #[error("there is no connection to NATS")]
+    NotConnected,
+    #[error("subscribing to the answers failed")]
+    Subscribe(#[from] async_nats::SubscribeError),
+    #[error("sending the request failed")]
+    Publish(#[from] async_nats::PublishError),
+}
+
+impl Bus {
+    /// Finds the running replicas of all programs that answer in time, sorted by name.
+    pub async fn discover(&self) -> Result<Vec<Found>, DiscoveryError> {
+        if !self.is_connected() {
+            return Err(DiscoveryError::NotConnected);
+        }
+        let client = self.client();
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await?;
+        client
+            .publish_with_reply("$SRV.PING", inbox, Bytes::new())
+            .await?;
+        let end = Instant::now() + LONGEST;
+        let mut found = Vec::new();
+        while found.len() < MAX_FOUND {
+            let until = end.min(Instant::now() + QUIET);
+            let Ok(Some(answer)) = timeout_at(until, answers.next()).await else {
+                break;
+            };
+            // Without a program that answers, NATS sends an empty message.
+            let replica: Option<Found> = serde_json::from_slice(&answer.payload).ok();
+            found.extend(replica.filter(Found::is_valid));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Answers `$SRV.PING` for a program without methods until shutdown.
+    pub async fn announce(&self, name: &'static str, shutdown: CancellationToken) {
+        let discovery = Discovery {
+            verbs: &["PING"],
+            ..Discovery::new(name, Vec::new())
+        };
+        discovery.answer(self.client().clone(), shutdown).await;
+    }
+}
+
+impl Found {
+    fn is_valid(&self) -> bool {
+        [&self.name, &self.version, &self.id]
+            .iter()
+            .all(|text| text.len() <= MAX_TEXT)
+    }
+}
 
 /// Statistics of one method (an "endpoint" in the NATS service convention) since the service started.
 pub(super) struct EndpointStats {
@@ -123,18 +200,20 @@ struct StatsExtra<'a> {
 #[derive(Serialize)]
 struct PingExtra {}
 
-/// Answers discovery requests for one running instance of a service.
+/// Answers discovery requests for one running replica of a program.
 pub(super) struct Discovery {
-    service: Service,
+    name: &'static str,
+    verbs: &'static [&'static str],
     id: String,
     started: SystemTime,
     endpoints: Vec<Arc<EndpointStats>>,
 }
 
 impl Discovery {
-    pub(super) fn new(service: Service, endpoints: Vec<Arc<EndpointStats>>) -> Self {
+    pub(super) fn new(name: &'static str, endpoints: Vec<Arc<EndpointStats>>) -> Self {
         Self {
-            service,
+            name,
+            verbs: VERBS,
             id: random_id(),
             started: SystemTime::now(),
             endpoints,
@@ -145,9 +224,8 @@ impl Discovery {
     /// discovery.
     pub(super) async fn answer(self, client: Client, shutdown: CancellationToken) {
         let mut messages = SelectAll::new();
-        for verb in ["PING", "INFO", "STATS"] {
-            let name = self.service.name();
-            let id = &self.id;
+        for &verb in self.verbs {
+            let (name, id) = (self.name, &self.id);
             for subject in [
                 format!("$SRV.{verb}"),
                 format!("$SRV.{verb}.{name}"),
@@ -210,7 +288,7 @@ impl Discovery {
     fn encode<Extra: Serialize>(&self, kind: &str, extra: Extra) -> Vec<u8> {
         let reply = Reply {
             kind,
-            name: self.service.name(),
+            name: self.name,
             id: &self.id,
             version: VERSION,
             metadata: Metadata {},
@@ -224,7 +302,7 @@ impl Discovery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmwatch_api::{Method, metrics::VmLatest, wire::FaultKind};
+    use vmwatch_api::{Method, Service, metrics::VmLatest, wire::FaultKind};
 
     #[test]
     fn service_statistics_follow_the_nats_convention() {
@@ -234,7 +312,7 @@ mod tests {
             Duration::from_nanos(300),
             Some(&Fault::new(FaultKind::Backend, "no store")),
         );
-        let discovery = Discovery::new(Service::Metrics, vec![stats]);
+        let discovery = Discovery::new(Service::Metrics.name(), vec![stats]);
         let snapshot: Vec<_> = discovery.endpoints.iter().map(|stats| stats.snapshot()).collect();
         let body = discovery.encode(
             "t",

@@ -16,7 +16,7 @@ pub mod clock;
 mod codec;
 mod connection;
 mod context;
-mod discovery;
+pub mod discovery;
 mod drain;
 pub mod follow;
 pub mod jetstream;

@@ -159,7 +159,7 @@ impl Server {
         let limits = Limits::new(self.settings.limits);
         let work = TaskTracker::new();
         let discovery = Discovery::new(
-            self.service,
+            self.service.name(),
             self.endpoints.iter().map(|e| Arc::clone(&e.stats)).collect(),
         );
         let mut loops = tokio::task::JoinSet::new();

@@ -11,7 +11,7 @@ const MAX_TITLE: usize = 128;
 /// Maximum length of a [`Comment`] in bytes.
 const MAX_COMMENT: usize = 1024;
 
-/// The name of a rule or channel: 1 to 128 bytes without control characters and without space at its ends.
+/// The name of a rule, channel or API token: 1 to 128 bytes without control characters and without space at its ends.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(

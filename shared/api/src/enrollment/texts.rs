@@ -194,8 +194,8 @@ impl<'de> Deserialize<'de> for Platform {
     }
 }
 
-/// A text of at most 1,024 bytes that `Debug` does not print: a join token, valid or not. A malformed token is refused in
-/// the same way as a wrong one.
+/// A text of at most 1,024 bytes that `Debug` does not print: a join token, valid or not, or an API token. A malformed
+/// token is refused in the same way as a wrong one.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
@@ -203,7 +203,7 @@ pub struct SecretText(String);
 impl SecretText {
     const RULE: &str = "must be a text of at most 1024 bytes";
 
-    pub fn new(token: &JoinToken) -> Self {
+    pub fn new(token: &impl fmt::Display) -> Self {
         Self(token.to_string())
     }
 

@@ -10,6 +10,7 @@ use vmwatch_api::{
     InstanceId,
     inventory::{INVENTORY_BUCKET, InventoryHypervisor, InventoryKey, InventoryVm},
     labels::HYPERVISOR_LABEL,
+    lifecycle::MachineState,
 };
 
 use super::decode;
@@ -110,6 +111,19 @@ impl InventoryTable {
         self.vms.get(id).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether the measures that a hypervisor gives of a VM that is active on it are used. If several hypervisors have the
+    /// VM, those of only one are used, because they would alternate otherwise: of the hypervisor on which the VM runs,
+    /// rather than one on which it is paused, such as during a migration; then of the first by name.
+    pub fn is_measured_on(&self, hypervisor: &str, id: &InstanceId, now_ms: u64) -> bool {
+        let is_active = |copy: &&VmCopy| {
+            let state = self.hypervisor(&copy.hypervisor);
+            !copy.vm.state.is_off() && state.is_some_and(|state| state.is_reachable(now_ms))
+        };
+        let active = self.copies(id).iter().filter(is_active);
+        let used = active.min_by_key(|copy| copy.vm.state != MachineState::Running);
+        used.is_none_or(|copy| &*copy.hypervisor == hypervisor)
+    }
+
     /// All VMs with the hypervisors that have them, sorted by id.
     pub fn all(&self) -> impl Iterator<Item = (&InstanceId, &[VmCopy])> {
         self.vms.iter().map(|(id, copies)| (id, copies.as_slice()))
@@ -181,10 +195,7 @@ impl Table for InventoryTable {
 /// Helpers for the tests of this module and of the list.
 #[cfg(test)]
 pub(super) mod examples {
-    use vmwatch_api::{
-        actions::{Refusal, VmAction},
-        lifecycle::MachineState,
-    };
+    use vmwatch_api::actions::{Refusal, VmAction};
 
     use super::*;
 
@@ -235,6 +246,7 @@ pub(super) mod examples {
                 late: false,
                 listed_at_ms: Some(listed_at_ms),
                 interval_ms: 5000,
+                keep_ms: Some(60_000),
             };
             self.set_hypervisor(name, Some(state));
             self
@@ -244,9 +256,41 @@ pub(super) mod examples {
 
 #[cfg(test)]
 mod tests {
-    use vmwatch_api::lifecycle::MachineState;
-
     use super::*;
+
+    #[test]
+    fn measures_of_only_one_hypervisor_are_used() {
+        const NOW: u64 = 1_800_000_000_000;
+        use MachineState::{Paused, Running, ShutOff};
+        let id = "a".parse().unwrap();
+        let measured = |table: &InventoryTable| {
+            let names = ["one", "two", "three"].into_iter();
+            let used: Vec<_> = names
+                .filter(|name| table.is_measured_on(name, &id, NOW))
+                .collect();
+            used.join(" ")
+        };
+        for (on_one, on_two, one_is_reachable, expected) in [
+            (Running, ShutOff, true, "one"),
+            (Running, Paused, true, "one"),
+            (Paused, Running, true, "two"),
+            (Running, Running, true, "one"),
+            (Running, Running, false, "two"),
+            // The VM was started on any of them since they were listed.
+            (ShutOff, ShutOff, true, "one two three"),
+        ] {
+            let table = InventoryTable::default()
+                .with("one", "a", "a", on_one)
+                .with("two", "a", "a", on_two)
+                .hypervisor_at("one", one_is_reachable, NOW)
+                .hypervisor_at("two", true, NOW);
+            assert_eq!(
+                measured(&table),
+                expected,
+                "{on_one:?} {on_two:?} {one_is_reachable}"
+            );
+        }
+    }
 
     #[test]
     fn vm_of_two_hypervisors_has_two_copies() {

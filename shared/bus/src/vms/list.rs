@@ -1,5 +1,8 @@
 //! Scope, filter, order and pages of the list of VMs.
 
+mod agents;
+mod current;
+
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, btree_map},
@@ -26,6 +29,9 @@ use super::{
     InventoryTable, LabelTable, Row, Rows, StatusTable, VmCopy, labels::Labelled, over_limit::LimitsOfVm,
     statuses::is_older,
 };
+
+/// Default of `VMWATCH_LAST_HYPERVISOR_KEEP`, for records of older versions that lack the setting.
+const USUAL_KEEP_MS: u64 = 600_000;
 
 /// What is known about VMs.
 #[derive(Debug, Clone, Copy)]
@@ -371,10 +377,8 @@ impl<'a> Found<'a> {
     }
 
     fn key(&self, sort: VmSort) -> Key<'a> {
-        // The last values of an agent are stale if it is silent or its samples are not stored. Without values of the
-        // hypervisor, such a VM comes last.
-        let is_current = self.agent == Some(Agent::Reporting) && self.unstored.is_none();
-        let values = self.row.filter(|_| is_current).or(self.measured);
+        // A VM without current values comes last.
+        let values = self.current_row();
         let values = values.map(|row| row.sample.values).unwrap_or_default();
         let both = |one: Option<f64>, other: Option<f64>| Some(one? + other?);
         let value = match sort {
@@ -400,24 +404,18 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// The VM on each hypervisor that has it, if several have it. A copy on an unreachable hypervisor does not refuse a start
-    /// here, because the command depends on when that hypervisor last answered.
+    /// The VM on each hypervisor that has it, if several have it.
     fn all_copies(&self) -> Vec<CopyOnHypervisor> {
         if self.copies.len() < 2 {
             return Vec::new();
         }
         let shown = |copy: &VmCopy| {
-            let is_reachable = |other: &VmCopy| {
-                let hypervisor = self.inventory.hypervisor(&other.hypervisor);
-                hypervisor.is_some_and(|hypervisor| hypervisor.is_reachable(self.now_ms))
-            };
-            let mut others = self
-                .copies
-                .iter()
-                .filter(|other| other.hypervisor != copy.hypervisor && is_reachable(other));
+            let others = self.copies.iter();
+            let others = others.filter(|other| other.hypervisor != copy.hypervisor);
+            let reasons = others.filter_map(|other| self.prevents_start(other));
             let mut refused = copy.vm.refused.clone();
-            if others.any(|other| !other.vm.state.is_off()) {
-                refused.entry(VmAction::Start).or_insert(Refusal::NotOffElsewhere);
+            if let Some(reason) = reasons.min_by_key(|reason| *reason != Refusal::NotOffElsewhere) {
+                refused.entry(VmAction::Start).or_insert(reason);
             }
             CopyOnHypervisor {
                 hypervisor: copy.hypervisor.to_string(),
@@ -428,17 +426,22 @@ impl<'a> Found<'a> {
         self.copies.iter().map(shown).collect()
     }
 
+    /// Why the VM cannot be started elsewhere because of this copy of it, if that is so.
+    fn prevents_start(&self, copy: &VmCopy) -> Option<Refusal> {
+        let hypervisor = self.inventory.hypervisor(&copy.hypervisor)?;
+        if hypervisor.is_reachable(self.now_ms) && !copy.vm.state.is_off() {
+            return Some(Refusal::NotOffElsewhere);
+        }
+        let keep_ms = hypervisor.keep_ms.unwrap_or(USUAL_KEEP_MS);
+        let may_run = hypervisor.is_silent(self.now_ms) && hypervisor.may_run(&copy.vm, keep_ms, self.now_ms);
+        may_run.then_some(Refusal::FormerHypervisorUnreachable)
+    }
+
     fn listed(&self, now_ms: u64) -> ListedVm {
         let others = self.copies.iter().filter(|other| {
             let shown = self.copy.map(|copy| &copy.hypervisor);
             shown != Some(&other.hypervisor)
         });
-        let of_hypervisor = self.copy.into_iter().flat_map(|copy| &copy.vm.labels);
-        let mut labels: BTreeMap<_, _> = of_hypervisor
-            .map(|(key, value)| (format!("{HYPERVISOR_LABEL}{key}"), value.clone()))
-            .collect();
-        let own = self.labels.into_iter().flat_map(|found| &found.labels);
-        labels.extend(own.map(|(key, value)| (key.as_str().to_owned(), value.as_str().to_owned())));
         ListedVm {
             instance_id: self.id.clone(),
             name: self.copy.map(|copy| copy.vm.name.clone()),
@@ -447,7 +450,7 @@ impl<'a> Found<'a> {
             state: self.copy.map(|copy| copy.vm.state),
             refused: self.refused(),
             copies: self.all_copies(),
-            labels,
+            labels: self.all_labels(),
             agent: self.agent,
             last_report_ms: self.row.map(|row| row.reported_ms),
             sample: self.row.map(|row| row.sample),
@@ -457,6 +460,17 @@ impl<'a> Found<'a> {
             agent_outdated: self.status.is_some_and(|(_, is_outdated)| is_outdated),
             cpu_sparkline: self.sparkline(now_ms),
         }
+    }
+
+    /// The labels of the hypervisor and those that operators have set.
+    fn all_labels(&self) -> BTreeMap<String, String> {
+        let of_hypervisor = self.copy.into_iter().flat_map(|copy| &copy.vm.labels);
+        let mut labels: BTreeMap<_, _> = of_hypervisor
+            .map(|(key, value)| (format!("{HYPERVISOR_LABEL}{key}"), value.clone()))
+            .collect();
+        let own = self.labels.into_iter().flat_map(|found| &found.labels);
+        labels.extend(own.map(|(key, value)| (key.as_str().to_owned(), value.as_str().to_owned())));
+        labels
     }
 
     /// The sparkline of the agent's samples, or of the hypervisor's if the agent sent none in the last hour.

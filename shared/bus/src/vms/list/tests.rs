@@ -278,17 +278,21 @@ fn vm_on_two_hypervisors_is_listed_once_with_both_names() {
 }
 
 #[test]
-fn start_of_a_vm_that_is_not_off_on_another_hypervisor_is_refused() {
+fn start_of_a_vm_that_may_run_on_another_hypervisor_is_refused() {
     let mut tables = example();
-    // Whether a VM may be started while another hypervisor is unreachable depends on when that one last answered.
-    for (on_attic, is_reachable, may_start_on_lab) in [
-        (MachineState::Paused, true, false),
-        (MachineState::ShutOff, true, true),
-        (MachineState::Running, false, true),
+    let minute = 60_000;
+    let unreachable = Some(Refusal::FormerHypervisorUnreachable);
+    for (on_attic, is_reachable, listed_ago_ms, reason) in [
+        (MachineState::Paused, true, 0, Some(Refusal::NotOffElsewhere)),
+        (MachineState::ShutOff, true, 0, None),
+        // An unreachable hypervisor may still run the VM for the time of the setting.
+        (MachineState::Running, false, 0, unreachable),
+        (MachineState::ShutOff, false, minute, unreachable),
+        (MachineState::Running, false, minute + 1, None),
     ] {
         tables.inventory = std::mem::take(&mut tables.inventory)
             .with("attic", "b", "db", on_attic)
-            .hypervisor_at("attic", is_reachable, NOW);
+            .hypervisor_at("attic", is_reachable, NOW - listed_ago_ms);
         let vm = tables.vms().get(&"b".parse().unwrap(), NOW).unwrap().vm;
         assert_eq!(vm.refused, all_refused(Refusal::SeveralHypervisors));
         let copies: Vec<_> = vm
@@ -298,7 +302,7 @@ fn start_of_a_vm_that_is_not_off_on_another_hypervisor_is_refused() {
             .collect();
         assert_eq!(copies, [("attic", on_attic), ("lab", MachineState::ShutOff)]);
         let lab = vm.copies[1].refused.get(&VmAction::Start);
-        assert_eq!(lab, (!may_start_on_lab).then_some(&Refusal::NotOffElsewhere));
+        assert_eq!(lab, reason.as_ref(), "{on_attic:?} {listed_ago_ms}");
     }
     let refused = |id: &str| tables.vms().get(&id.parse().unwrap(), NOW).unwrap().vm.refused;
     assert_eq!(
@@ -523,4 +527,58 @@ fn list_of_ten_thousand_vms_is_sorted_and_searched() {
             (total, usize::from(query.limit.get()))
         );
     }
+}
+
+#[test]
+fn current_values_come_from_the_source_that_reports() {
+    let mut tables = example();
+    // The agent of `e` is silent, and `b` has none.
+    for (id, cpu) in [("a", 99.0), ("b", 30.0), ("e", 40.0)] {
+        tables.measure(id, cpu, 0);
+    }
+    tables.report("silent", 70.0, SILENT_AFTER + 1);
+    let read = |scope: &Scope, after: Option<&str>| {
+        let after = after.map(|id| id.parse().unwrap());
+        let page = tables.vms().current(scope, after.as_ref(), NOW, |_| ());
+        assert_eq!(page.next, None);
+        let values = page.vms.iter().map(|vm| {
+            let cpu = vm.sample.and_then(|sample| sample.values.cpu_util);
+            (vm.instance_id.to_string(), cpu)
+        });
+        values.collect::<Vec<_>>()
+    };
+    let all = [
+        ("D", Some(20.0)),
+        ("a", Some(5.0)),
+        ("b", Some(30.0)),
+        ("c", Some(50.0)),
+        ("e", Some(40.0)),
+        ("silent", None),
+    ]
+    .map(|(id, cpu)| (id.to_owned(), cpu));
+    assert_eq!(read(&Scope::All, None), all);
+    assert_eq!(read(&Scope::All, Some("b")), all[3..]);
+    let only = Scope::Only(["e", "b", "nothing"].map(|id| id.parse().unwrap()).into());
+    assert_eq!(read(&only, None), [all[2].clone(), all[4].clone()]);
+    assert_eq!(read(&only, Some("b")), all[4..5]);
+    assert!(read(&Scope::Unknown, None).is_empty());
+}
+
+#[test]
+fn page_of_current_values_fits_into_a_message() {
+    let tables = example();
+    let long = "x".repeat(300_000);
+    let read = |after: Option<&InstanceId>| {
+        tables.vms().current(&Scope::All, after, NOW, |vm| {
+            vm.labels.insert("long".to_owned(), long.clone());
+        })
+    };
+    let (mut seen, mut after) = (Vec::new(), None);
+    for _ in 0..3 {
+        let page = read(after.as_ref());
+        assert!(page.vms.len() <= 2, "{}", page.vms.len());
+        seen.extend(page.vms.into_iter().map(|vm| vm.instance_id.to_string()));
+        after = page.next;
+    }
+    assert_eq!((seen.join(" "), after), ("D a b c e".to_owned(), None));
 }
