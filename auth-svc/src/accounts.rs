@@ -44,14 +44,23 @@ impl Accounts {
     }
 
     pub(crate) async fn add(&self, new: NewUser) -> Result<User, AuthError> {
-        let password = new.password.into_inner();
+        let password = new.password.map(NewPassword::into_inner);
+        let service = password.is_none();
+        if service && new.role == Role::Admin {
+            return Err(AuthError::ServiceAdministrator);
+        }
         let name = new.name.into_inner();
+        let hashed = match &password {
+            Some(password) => password.clone(),
+            None => unknown_password()?,
+        };
         let user = User {
-            password_hash: self.hasher.hash(password.clone()).await?,
+            password_hash: self.hasher.hash(hashed).await?,
             key: name.key(),
             name,
             role: new.role,
             scope: new.scope,
+            service,
             created: DateTime::now(),
             sessions_not_before: not_before(None),
         };
@@ -64,26 +73,31 @@ impl Accounts {
 
     /// Handles an attempt to add a user whose name is taken. If an earlier attempt added the same user but did not
     /// propagate it, this attempt completes the work and succeeds.
-    async fn add_repeated(&self, user: User, password: Password) -> Result<User, AuthError> {
+    async fn add_repeated(&self, user: User, password: Option<Password>) -> Result<User, AuthError> {
         let taken = AuthError::NameTaken(user.name.clone());
         let Some(found) = self.users.find(&user.key).await? else {
             return Err(taken);
         };
-        let same = (&found.name, found.role, &found.scope) == (&user.name, user.role, &user.scope);
-        if !same || self.mirror.holds(&found).await? {
+        let of = |user: &User| (user.name.clone(), user.role, user.scope.clone(), user.service);
+        if of(&found) != of(&user) || self.mirror.holds(&found).await? {
             return Err(taken);
         }
-        let permit = self.hasher.permit().await?;
-        let stored = Some(found.password_hash.clone());
-        let (right, _) = self.hasher.verify(permit, password, stored).await?;
-        if !right {
-            return Err(taken);
+        if let Some(password) = password {
+            let permit = self.hasher.permit().await?;
+            let stored = Some(found.password_hash.clone());
+            let (right, _) = self.hasher.verify(permit, password, stored).await?;
+            if !right {
+                return Err(taken);
+            }
         }
         self.pass_on(&found.key).await?;
         Ok(found)
     }
 
     pub(crate) async fn update(&self, change: &UserChange) -> Result<User, AuthError> {
+        if change.role == Some(Role::Admin) && self.find(&change.name).await?.service {
+            return Err(AuthError::ServiceAdministrator);
+        }
         let may = if change.role.is_some_and(|role| role != Role::Admin) {
             self.keep_an_administrator(&change.name).await?
         } else {
@@ -105,7 +119,11 @@ impl Accounts {
         password: NewPassword,
     ) -> Result<usize, AuthError> {
         // The user is looked up before the password is hashed, because hashing occupies a CPU core for 45 ms.
-        let key = self.find(name).await?.key;
+        let user = self.find(name).await?;
+        if user.service {
+            return Err(AuthError::ServicePassword(user.name));
+        }
+        let key = user.key;
         let hash = self.hasher.hash(password.into_inner()).await?;
         if self.users.set_password(&key, &hash).await?.is_none() {
             return Err(AuthError::NoSuchUser(name.clone()));
@@ -198,4 +216,13 @@ impl Accounts {
             warn!(%error, user = %name, "failed to withdraw the lock that keeps two administrators from being demoted at once; it will expire");
         }
     }
+}
+
+/// A password of 256 random bits that is stored nowhere.
+fn unknown_password() -> Result<Password, AuthError> {
+    let mut bits = [0; 32];
+    getrandom::fill(&mut bits).map_err(AuthError::Random)?;
+    hex::encode(bits)
+        .parse()
+        .map_err(|rule: &str| AuthError::Hash(rule.to_owned()))
 }

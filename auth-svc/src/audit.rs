@@ -83,6 +83,17 @@ pub(crate) async fn announced<T>(
     target: &str,
     change: impl Future<Output = Result<T, AuthError>>,
 ) -> Result<T, AuthError> {
+    announced_with(audit, context, action, (target, ""), change).await
+}
+
+/// Like [`announced`], with a target and a detail of the change for both audit records.
+pub(crate) async fn announced_with<T>(
+    audit: &Audit,
+    context: &Context,
+    action: MethodInfo,
+    (target, detail): (&str, &str),
+    change: impl Future<Output = Result<T, AuthError>>,
+) -> Result<T, AuthError> {
     let entry = |result, detail| Entry {
         action,
         user: context.user(),
@@ -91,12 +102,13 @@ pub(crate) async fn announced<T>(
         detail,
         once: None,
     };
-    let (record, once) = entry(AuditResult::Requested, String::new()).record(context);
+    let (record, once) = entry(AuditResult::Requested, detail.to_owned()).record(context);
     audit.begin(&record, &once).await.map_err(AuthError::NotAudited)?;
     let outcome = change.await;
     let (result, detail) = match &outcome {
-        Ok(_) => (AuditResult::Succeeded, String::new()),
-        Err(error) => (error.audit_result(), error.to_string()),
+        Ok(_) => (AuditResult::Succeeded, detail.to_owned()),
+        Err(error) if detail.is_empty() => (error.audit_result(), error.to_string()),
+        Err(error) => (error.audit_result(), format!("{detail}: {error}")),
     };
     append(audit, context, entry(result, detail)).await;
     outcome

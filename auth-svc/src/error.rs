@@ -67,6 +67,24 @@ pub enum AuthError {
     /// The change would leave no administrator.
     #[error("{0} is the last administrator; add another administrator first")]
     LastAdministrator(UserName),
+    #[error("a service account can be a viewer or an operator, not an administrator")]
+    ServiceAdministrator,
+    #[error("{0} is a service account, which has no password")]
+    ServicePassword(UserName),
+    /// Users that can log in create their own tokens.
+    #[error("{0} is not a service account; users create their own API tokens")]
+    NoServiceAccount(UserName),
+    #[error(
+        "creating API tokens of a service account, and listing those of all users, requires the role admin"
+    )]
+    TokensOfOthers,
+    /// The token would permit more than its owner may do.
+    #[error("an API token cannot permit more than its owner may do: {0}")]
+    TokenBeyondOwner(String),
+    #[error("there is no such API token")]
+    NoSuchApiToken,
+    #[error("too many API tokens are stored; revoke those that are no longer needed")]
+    TooManyApiTokens,
     /// Only administrators may set the password of another user.
     #[error("changing another user's password requires the role admin")]
     NotYours,
@@ -129,6 +147,13 @@ impl AuthError {
             | Self::NoSuchSession
             | Self::NameTaken(_)
             | Self::LastAdministrator(_)
+            | Self::ServiceAdministrator
+            | Self::ServicePassword(_)
+            | Self::NoServiceAccount(_)
+            | Self::TokensOfOthers
+            | Self::TokenBeyondOwner(_)
+            | Self::NoSuchApiToken
+            | Self::TooManyApiTokens
             | Self::NotYours
             | Self::OldPasswordNeeded
             | Self::WrongOldPassword
@@ -163,20 +188,27 @@ impl From<AuthError> for Fault {
             AuthError::EnrollmentOff => Self::new(FaultKind::Unavailable, error.to_string()),
             AuthError::InvalidAgentKey => Self::new(FaultKind::Invalid, error.to_string()),
             AuthError::NoSuchAgent => no_such_agent(),
-            AuthError::NoSuchUser(_) | AuthError::NoSuchSession | AuthError::NoSuchJoinToken => {
-                Self::new(FaultKind::NotFound, error.to_string())
-            }
-            AuthError::NameTaken(_) | AuthError::LastAdministrator(_) | AuthError::TooManyJoinTokens => {
-                Self::new(FaultKind::Conflict, error.to_string())
-            }
+            AuthError::NoSuchUser(_)
+            | AuthError::NoSuchSession
+            | AuthError::NoSuchJoinToken
+            | AuthError::NoSuchApiToken => Self::new(FaultKind::NotFound, error.to_string()),
+            AuthError::NameTaken(_)
+            | AuthError::LastAdministrator(_)
+            | AuthError::TooManyJoinTokens
+            | AuthError::TooManyApiTokens
+            | AuthError::ServiceAdministrator
+            | AuthError::ServicePassword(_)
+            | AuthError::NoServiceAccount(_) => Self::new(FaultKind::Conflict, error.to_string()),
             AuthError::Stale(_) => Self::new(
                 FaultKind::Unavailable,
-                "the join tokens and agents cannot be read at the moment; try again shortly",
+                "the tokens and agents cannot be read at the moment; try again shortly",
             )
             .caused_by(error),
-            AuthError::NotYours | AuthError::OldPasswordNeeded | AuthError::WrongOldPassword => {
-                Self::new(FaultKind::Forbidden, error.to_string())
-            }
+            AuthError::NotYours
+            | AuthError::OldPasswordNeeded
+            | AuthError::WrongOldPassword
+            | AuthError::TokensOfOthers
+            | AuthError::TokenBeyondOwner(_) => Self::new(FaultKind::Forbidden, error.to_string()),
             AuthError::NotPassedOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
             AuthError::NotAudited(_) => Self::new(FaultKind::Unavailable, error.to_string()).caused_by(error),
             AuthError::Busy => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS).caused_by(error),

@@ -53,6 +53,7 @@ async fn make(
         password_hash: hasher.hash(password).await?,
         role: Role::Admin,
         scope: Scope::All,
+        service: false,
         created: DateTime::now(),
         sessions_not_before: not_before(None),
     };

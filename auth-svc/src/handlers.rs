@@ -1,5 +1,6 @@
 //! The handlers of auth-svc's methods.
 
+mod api_tokens;
 mod enrollment;
 
 use std::sync::Arc;
@@ -87,6 +88,8 @@ impl Auth {
         // here.
         let read_at_ms = unix_millis();
         let (user, ()) = tokio::try_join!(users.find(key), self.throttle.admit(attempt))?;
+        // A login as a service account fails like one with an unknown user name.
+        let user = user.filter(|user| !user.service);
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let (right, permit) = hasher.verify(permit, password, stored).await?;
         let Some(user) = user.filter(|_| right) else {
@@ -374,10 +377,11 @@ fn detail<T>(outcome: &Result<T, AuthError>) -> String {
 impl From<store::User> for User {
     fn from(user: store::User) -> Self {
         Self {
+            service: user.service,
+            created_at_ms: user.created_at_ms(),
             name: user.name,
             role: user.role,
             scope: user.scope,
-            created_at_ms: u64::try_from(user.created.timestamp_millis()).unwrap_or(0),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The service for users and sessions, and for join tokens and agents. Users are stored in MongoDB, sessions in a
-//! JetStream KV bucket that gateways follow, join tokens and agents in KV buckets that only this service reads.
+//! The service for users and sessions, and for join tokens and agents. Users are stored in MongoDB, sessions and API
+//! tokens in JetStream KV buckets that gateways follow, join tokens and agents in KV buckets that only this service
+//! reads.
 //!
 //! A login costs two reads of the user, one argon2id verification, and one write each to the KV bucket of sessions, the
 //! session index and the audit. No program asks this service whether a session is valid: gateways decide from the KV
@@ -12,6 +13,7 @@
 
 mod accounts;
 mod agents;
+mod api_tokens;
 mod audit;
 mod audit_watch;
 mod bucket;
@@ -38,6 +40,7 @@ use mongodb::Database;
 use tracing::warn;
 use vmwatch_api::{
     Service,
+    api_tokens::{ApiTokensCreate, ApiTokensList, ApiTokensRevoke, ApiTokensUsed},
     audit::List,
     auth::Login,
     enrollment::{
@@ -65,6 +68,7 @@ pub use error::AuthError;
 use crate::{
     accounts::Accounts,
     agents::Agents,
+    api_tokens::ApiTokens,
     audit_watch::Floods,
     callout::{Callout, Checks},
     config::{AuthSettings, ForAgents},
@@ -94,6 +98,7 @@ pub(crate) struct Auth {
     accounts: Arc<Accounts>,
     /// The in-memory copy of the KV bucket of users.
     mirrored: Follower<UserTable>,
+    api_tokens: Arc<ApiTokens>,
     enrollment: Enrollment,
     /// What agents need in order to report.
     for_agents: ForAgents,
@@ -136,15 +141,7 @@ async fn serve(
     let shutdown = program.shutdown().clone();
     let users = UserStore::new(database, &settings.collection);
     let hasher = Hasher::new(settings.login_permits)?;
-    let buckets = until_done("JetStream", &shutdown, || async {
-        let replicas = settings.sessions.replicas;
-        tokio::try_join!(
-            Sessions::open(bus, &settings.sessions),
-            Mirror::open(bus, replicas),
-            Throttle::open(bus, settings.throttle, replicas),
-            async { Ok(Enrollment::ensure_buckets(bus, replicas).await?) }
-        )
-    });
+    let buckets = until_done("JetStream", &shutdown, || open_buckets(bus, settings));
     // The audit stream is created before the first administrator, because creating the administrator writes an audit
     // record.
     let audit = async {
@@ -156,11 +153,12 @@ async fn serve(
         Box::pin(first_admin).await.map(|()| audit)
     };
     let (buckets, audit) = tokio::join!(buckets, Box::pin(audit));
-    let (Some((sessions, mirror, throttle, ())), Some(audit)) = (buckets, audit) else {
+    let (Some((sessions, mirror, throttle)), Some(audit)) = (buckets, audit) else {
         return Ok(());
     };
     let (checks, queue) = Checks::new();
     let enrollment = Enrollment::follow(bus, &shutdown, checks.clone());
+    let api_tokens = Arc::new(ApiTokens::follow(bus, &shutdown));
     let accounts = Arc::new(Accounts {
         users,
         hasher,
@@ -177,6 +175,7 @@ async fn serve(
     let reconciler = Reconciler::new(
         Arc::clone(&accounts),
         mirrored.clone(),
+        Arc::clone(&api_tokens),
         settings.reconcile_interval,
     );
     if until_done("the users to be copied to the KV bucket", &shutdown, || {
@@ -196,6 +195,7 @@ async fn serve(
         bus: bus.clone(),
         accounts,
         mirrored,
+        api_tokens,
         enrollment,
         for_agents: settings.for_agents.clone(),
         throttle,
@@ -231,6 +231,21 @@ async fn serve(
     Ok(())
 }
 
+/// Opens the KV buckets, and creates those that are missing.
+async fn open_buckets(bus: &Bus, settings: &AuthSettings) -> Result<(Sessions, Mirror, Throttle), AuthError> {
+    let replicas = settings.sessions.replicas;
+    let (sessions, mirror, throttle, ()) = tokio::try_join!(
+        Sessions::open(bus, &settings.sessions),
+        Mirror::open(bus, replicas),
+        Throttle::open(bus, settings.throttle, replicas),
+        async {
+            ApiTokens::ensure_bucket(bus, replicas).await?;
+            Ok(Enrollment::ensure_buckets(bus, replicas).await?)
+        }
+    )?;
+    Ok((sessions, mirror, throttle))
+}
+
 async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, ProvisionError> {
     for wanted in settings.audit.streams() {
         ensure_stream(bus, Service::Auth, &wanted).await?;
@@ -242,13 +257,14 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
     let replicas = settings.sessions.replicas;
-    let wanted: [Wanted; 8] = [
+    let wanted: [Wanted; 9] = [
         Sessions::bucket(&settings.sessions).into(),
         SessionIndex::bucket(&settings.sessions).into(),
         Mirror::bucket(replicas).into(),
         Throttle::bucket(settings.throttle, replicas).into(),
         JoinTokens::bucket(replicas).into(),
         Agents::bucket(replicas).into(),
+        ApiTokens::bucket(replicas).into(),
         authenticated.into(),
         unauthenticated.into(),
     ];
@@ -275,6 +291,10 @@ fn methods(server: Server, auth: &Arc<Auth>) -> Server {
         .method(UsersRemove, bind(auth, Auth::remove_user))
         .method(UsersSetPassword, bind(auth, Auth::set_password))
         .method(List, bind(auth, Auth::list_audit))
+        .method(ApiTokensCreate, bind(auth, Auth::create_api_token))
+        .method(ApiTokensList, bind(auth, Auth::list_api_tokens))
+        .method(ApiTokensRevoke, bind(auth, Auth::revoke_api_token))
+        .method(ApiTokensUsed, bind(auth, Auth::note_token_uses))
         .method(JoinTokensCreate, bind(auth, Auth::create_join_token))
         .method(JoinTokensList, bind(auth, Auth::list_join_tokens))
         .method(JoinTokensRevoke, bind(auth, Auth::revoke_join_token))

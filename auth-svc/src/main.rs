@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
         Command::User(command) => users::run(command, &settings).await?,
         Command::JoinToken(command) => enrollment_commands::join_token(command, &settings).await?,
         Command::Agent(command) => enrollment_commands::agent(command, &settings).await?,
-        Command::Setup(arguments) => auth_svc::set_up(&settings, arguments).await?,
+        Command::Setup(arguments) => Box::pin(auth_svc::set_up(&settings, arguments)).await?,
         Command::Serve => {
             let telemetry = settings.telemetry.clone();
             program::run(PROGRAM, &telemetry, |program| auth_svc::run(settings, program)).await?;

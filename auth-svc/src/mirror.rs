@@ -105,6 +105,7 @@ pub(crate) fn record_of(user: &User) -> UserRecord {
     UserRecord {
         principal: user.principal(),
         sessions_not_before_ms: user.sessions_not_before_ms(),
+        created_at_ms: user.created_at_ms(),
         removed: false,
     }
 }
@@ -117,6 +118,7 @@ fn removed(name: &str) -> UserRecord {
             scope: Scope::Only(Vec::new()),
         },
         sessions_not_before_ms: u64::MAX,
+        created_at_ms: 0,
         removed: true,
     }
 }

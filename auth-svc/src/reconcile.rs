@@ -1,11 +1,11 @@
-//! The reconciler keeps the KV bucket of users equal to the database and ends the sessions of removed users. It repairs
-//! the state after a crash between two steps, after a command whose second step failed, and after a rollback of the
-//! JetStream store.
+//! The reconciler keeps the KV bucket of users equal to the database, ends the sessions of removed users, and deletes
+//! API tokens of removed users and tokens that expired long ago. It repairs the state after a crash between two steps,
+//! after a command whose second step failed, and after a rollback of the JetStream store.
 //!
 //! Each replica reconciles at its start, at a regular interval, and whenever the KV bucket was reread. Several replicas
 //! may do so at the same time, because each write replaces only an unchanged entry ([`crate::mirror`]).
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use vmwatch_api::UserKey;
 use vmwatch_bus::{follow::Follower, jetstream::JetStreamError, users::UserTable};
 use vmwatch_service::jitter::jittered;
 
-use crate::{AuthError, accounts::Accounts, mirror::record_of};
+use crate::{AuthError, accounts::Accounts, api_tokens::ApiTokens, mirror::record_of};
 
 /// Number of users read per database query.
 const PAGE: usize = 500;
@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Reconciler {
     accounts: Arc<Accounts>,
     mirrored: Follower<UserTable>,
+    api_tokens: Arc<ApiTokens>,
     interval: Duration,
 }
 
@@ -33,11 +34,13 @@ impl Reconciler {
     pub(crate) const fn new(
         accounts: Arc<Accounts>,
         mirrored: Follower<UserTable>,
+        api_tokens: Arc<ApiTokens>,
         interval: Duration,
     ) -> Self {
         Self {
             accounts,
             mirrored,
+            api_tokens,
             interval,
         }
     }
@@ -64,17 +67,18 @@ impl Reconciler {
     pub(crate) async fn pass(&self) -> Result<(), AuthError> {
         let filled = tokio::time::timeout(PATIENCE, self.mirrored.filled()).await;
         filled.map_err(|_| JetStreamError::Timeout)?;
-        // The records in the KV bucket are listed before the database is read. A user created in between is then
-        // missing from this list and cannot be mistaken for a removed user.
+        // The records in the KV buckets are listed before the database is read. A user created in between is then
+        // missing from these lists and cannot be mistaken for a removed user.
         let mirrored = self.mirrored.read().all();
+        let tokens = self.api_tokens.stored();
         let mut failures = Failures::default();
-        let mut known = HashSet::new();
+        let mut known = HashMap::new();
         let mut after = None;
         loop {
             let users = self.accounts.users.list(after.as_ref(), PAGE).await?;
             for user in &users {
                 let hash = user.key.hash();
-                known.insert(hash);
+                known.insert(hash, user.created_at_ms());
                 let held = self.mirrored.read().get(&hash);
                 if held.as_deref() != Some(&record_of(user)) {
                     failures.note(self.finish(&user.key, "copied").await)?;
@@ -87,10 +91,11 @@ impl Reconciler {
         }
         for record in mirrored {
             let user = UserKey::from_name(&record.principal.user);
-            if !known.contains(&user.hash()) {
+            if !known.contains_key(&user.hash()) {
                 failures.note(self.finish(&user, "removed").await)?;
             }
         }
+        failures.note(self.api_tokens.sweep(&tokens, &known).await)?;
         failures.first.map_or(Ok(()), Err)
     }
 

@@ -23,6 +23,8 @@ use crate::{AuthError, bucket::TRIES};
 /// Name of the field with the time when the claim to demote this administrator expires; see
 /// [`UserStore::claim_demotion`].
 const DEMOTION_CLAIM: &str = "demotion_claim_expires";
+/// Name of the field that marks service accounts.
+const SERVICE: &str = "service";
 /// Lifetime of a demotion claim, far longer than a change of a user takes. If auth-svc crashed during the change, its
 /// claim is ignored after this time.
 const CLAIM_LIFETIME: Duration = Duration::from_mins(5);
@@ -40,6 +42,10 @@ pub(crate) struct User {
     pub(crate) password_hash: String,
     pub(crate) role: Role,
     pub(crate) scope: Scope,
+    /// Whether the user is a service account, which cannot log in. Its password hash is that of a random password that
+    /// is not stored, so that older versions refuse its logins too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) service: bool,
     pub(crate) created: DateTime,
     /// Sessions that began before this time are invalid. Each change of the user sets it to a later time.
     pub(crate) sessions_not_before: DateTime,
@@ -52,6 +58,10 @@ impl User {
             role: self.role,
             scope: self.scope.clone(),
         }
+    }
+
+    pub(crate) fn created_at_ms(&self) -> u64 {
+        u64::try_from(self.created.timestamp_millis()).unwrap_or(0)
     }
 
     pub(crate) fn sessions_not_before_ms(&self) -> u64 {
@@ -119,7 +129,11 @@ impl UserStore {
                 serialize_to_bson(scope).map_err(mongodb::error::Error::from)?,
             );
         }
-        self.change(&change.name.key(), set, may.filter()).await
+        let mut only_if = may.filter();
+        if change.role == Some(Role::Admin) {
+            only_if.insert(SERVICE, doc! { "$ne": true });
+        }
+        self.change(&change.name.key(), set, only_if).await
     }
 
     /// Changes the user and invalidates the sessions that began up to now. Returns the user after the change. The time

@@ -43,6 +43,9 @@ pub enum UserCommand {
         /// Comma-separated instance ids of the VMs that the user may see; default: all VMs.
         #[arg(long, value_delimiter = ',')]
         instances: Option<Vec<InstanceId>>,
+        /// Add a service account: a user without a password that cannot log in and acts only through API tokens.
+        #[arg(long)]
+        service: bool,
     },
     /// Change a user's password; this ends the user's sessions.
     Password {
@@ -77,9 +80,15 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
             name,
             role,
             instances,
+            service,
         } => {
+            let password = if service {
+                None
+            } else {
+                Some(read_password(name.as_name())?)
+            };
             let user = NewUser {
-                password: read_password(name.as_name())?,
+                password,
                 name: name.clone(),
                 role,
                 scope: instances.map_or(Scope::All, Scope::Only),
@@ -187,6 +196,7 @@ struct Listed<'a> {
     name: &'a UserName,
     role: Role,
     instances: Option<&'a [InstanceId]>,
+    service: bool,
     created: String,
 }
 
@@ -201,6 +211,7 @@ fn list(users: &[User], json: bool) -> Result<(), AuthError> {
                 Scope::Only(instances) => Some(instances),
                 Scope::Unknown => Some(&[]),
             },
+            service: user.service,
             created: user.created.try_to_rfc3339_string().unwrap_or_default(),
         })
         .collect();

@@ -138,10 +138,8 @@ impl Auth {
             .users
             .find(&UserKey::from_name(&token.created_by))
             .await?;
-        let is_creator = |user: &store::User| {
-            let created_ms = u64::try_from(user.created.timestamp_millis()).unwrap_or(0);
-            user.role == Role::Admin && created_ms <= token.created_at_ms
-        };
+        let is_creator =
+            |user: &store::User| user.role == Role::Admin && user.created_at_ms() <= token.created_at_ms;
         Ok(creator.filter(is_creator).map(|user| user.scope))
     }
 
