@@ -4,7 +4,7 @@ mod retention_rules;
 
 use std::{net::SocketAddr, time::Duration};
 
-use vmwatch_api::time::UtcOffset;
+use vmwatch_api::{current::MAX_PROCESS_SERIES, time::UtcOffset};
 use vmwatch_bus::{
     BusSettings, audit, limits,
     serve::{self, ServeSettings},
@@ -183,6 +183,12 @@ const NEWEST_ROWS_KEPT: Setting = Setting {
     default: "1s",
     help: "time for which an answer with the newest samples is reused for equal requests; 0s: every request queries the database",
 };
+const PROCESS_SERIES: Setting = Setting {
+    name: "VMWATCH_PROCESS_SERIES",
+    value: Value::Number(0, MAX_PROCESS_SERIES as u64),
+    default: "0",
+    help: "maximum number of per-process series in /api/v1/metrics, one half for CPU usage and one half for memory usage, by VM and process name; only the greatest of all VMs are listed; 0: none; otherwise, live events of process samples are up to 2 KiB larger",
+};
 
 /// All settings of metrics-svc, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
@@ -215,6 +221,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         COMPACTION_INTERVAL,
         COMPACTION_DELETE_AFTER,
         NEWEST_ROWS_KEPT,
+        PROCESS_SERIES,
         audit::REQUIRED,
         config::SILENT_AFTER,
         config::UTC_OFFSET,
@@ -258,6 +265,8 @@ pub struct MetricsSettings {
     pub(crate) compaction: CompactionSettings,
     /// Time for which an answer with newest rows is reused.
     pub(crate) newest_kept: Duration,
+    /// Maximum number of per-process series in the answers to a request for metrics.
+    pub(crate) process_series: usize,
     /// Whether a command that changes data is refused if its audit record cannot be written.
     pub(crate) audit_required: bool,
     /// Time without a report after which a VM counts as silent.
@@ -415,6 +424,7 @@ impl MetricsSettings {
         let delete_after = env.duration(&COMPACTION_DELETE_AFTER);
         let audit_required = env.get(&audit::REQUIRED);
         let newest_kept = env.duration(&NEWEST_ROWS_KEPT);
+        let process_series = env.number(&PROCESS_SERIES);
         let silent_after = config::silent_after(env);
         let replicas = replicas?;
         Ok(Self {
@@ -470,6 +480,7 @@ impl MetricsSettings {
                 delete_after: delete_after?,
             },
             newest_kept: newest_kept?,
+            process_series: process_series?,
             audit_required: audit_required?,
             silent_after: silent_after?,
         })

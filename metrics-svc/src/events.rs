@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId, Service,
     agents::{Sender, VmLimit},
+    current::ProcessUse,
     events::{
         EVENT_STREAM, HypervisorSampleEvent, LiveEvent, OverLimitEvent, ProcessesEvent, RemovedEvent,
         SampleEvent, UnstoredEvent, event_filter,
@@ -27,7 +28,10 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, provision::ensure_stream};
 
-use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, newest::NewestRows, vm_row::VmRow};
+use crate::{
+    MetricsError, config::EventSettings, documents::SAMPLED_AT, greatest::sum_by_name, newest::NewestRows,
+    vm_row::VmRow,
+};
 
 /// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
 const QUEUE_LENGTH: usize = 4096;
@@ -107,7 +111,12 @@ impl Events {
 
     /// Publishes a live event about the process rows of one message.
     pub(crate) fn publish_processes(&self, rows: &[RawDocumentBuf]) {
-        self.enqueue(processes(rows));
+        let greatest = if self.newest.lists_processes() {
+            sum_by_name(rows)
+        } else {
+            (Vec::new(), 0)
+        };
+        self.enqueue(processes(rows, greatest));
     }
 
     /// Publishes a live event about a sample that was not stored because of its time, and updates the VM in the list of
@@ -218,12 +227,17 @@ fn hypervisor_sample(row: &RawDocument) -> Option<QueuedEvent> {
     queued(LiveEvent::HypervisorSample(event), row)
 }
 
-fn processes(rows: &[RawDocumentBuf]) -> Option<QueuedEvent> {
+fn processes(
+    rows: &[RawDocumentBuf],
+    (greatest, names_left_out): (Vec<ProcessUse>, u32),
+) -> Option<QueuedEvent> {
     let first = rows.first()?;
     let event = ProcessesEvent {
         instance_id: instance(first)?,
         at_ms: at_ms(first)?,
         rows: rows.len() as u64,
+        greatest,
+        names_left_out,
     };
     queued(LiveEvent::Processes(event), first)
 }

@@ -5,13 +5,17 @@ use std::{future::ready, sync::Arc};
 use vmwatch_api::{
     Scope,
     alerts::culprits::ProcessTop,
+    current::VmsCurrent,
     filesystems::FilesystemsAt,
     history::{VmHistory, VmHypervisorHistory},
     lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
+    process_changes::ProcessChangesBetween,
     process_search::ProcessSearch,
     processes::{ProcessEvents, ProcessHistory, ProcessesAt},
     rows::RowExport,
+    starts::VmStarts,
+    status::MetricsStatus,
     vms::{Get, List, VmPage, VmQuery},
     wire::Fault,
 };
@@ -25,6 +29,7 @@ use crate::{
     history::Histories,
     processes::Processes,
     row_cache::{RowCache, RowQuery},
+    status::StatusReader,
     store::{RowKind, RowStore},
     vms::VmList,
 };
@@ -37,7 +42,9 @@ pub(crate) fn register(
     histories: &Histories,
     processes: &Arc<Processes>,
     vms: &Arc<VmList>,
+    status: &Arc<StatusReader>,
 ) -> Server {
+    let server = server.method(MetricsStatus, bind(status, StatusReader::read));
     let server = documented_queries(server, newest);
     let server = list_queries(server, vms);
     let server = server.method(
@@ -106,6 +113,12 @@ fn list_queries(server: Server, vms: &Arc<VmList>) -> Server {
             bind(vms, |vms, context, query| ready(list_vms(&vms, &context, &query))),
         )
         .method(
+            VmsCurrent,
+            bind(vms, |vms, context: Context, query| {
+                ready(Ok::<_, Fault>(vms.current(scope_of(&context), query)))
+            }),
+        )
+        .method(
             Get,
             bind(vms, |vms, context, target: Target| async move {
                 vms.get(&target.instance_id, Deadline::of(&context)).await
@@ -152,6 +165,18 @@ fn process_queries(server: Server, processes: &Arc<Processes>, vms: &Arc<VmList>
             ProcessTop,
             bind(processes, |processes, context, query| async move {
                 processes.top(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            ProcessChangesBetween,
+            bind(processes, |processes, context, query| async move {
+                processes.changes(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            VmStarts,
+            bind(processes, |processes, context, query| async move {
+                processes.starts(&query, Deadline::of(&context)).await
             }),
         )
         .method(

@@ -11,6 +11,7 @@ mod compaction;
 pub mod config;
 mod database;
 pub mod deadline;
+mod disk;
 pub mod documents;
 mod error;
 mod evaluation;
@@ -18,6 +19,7 @@ mod events;
 mod filesystems;
 mod full_shares;
 mod gauges;
+mod greatest;
 mod handlers;
 mod history;
 pub mod ingest;
@@ -33,6 +35,7 @@ pub mod row_cache;
 pub mod row_json;
 mod row_kind;
 mod row_retention;
+mod status;
 pub mod store;
 pub mod streams;
 mod time_buckets;
@@ -42,6 +45,7 @@ mod vms;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
+use async_nats::jetstream::consumer::PullConsumer;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -62,6 +66,7 @@ use crate::{
     config::MetricsSettings,
     evaluation::Evaluations,
     events::Events,
+    greatest::GreatestProcesses,
     history::Histories,
     ingest::{Ingest, suspects::Suspects},
     known_vms::KnownVms,
@@ -70,6 +75,7 @@ use crate::{
     removal::Removal,
     row_cache::RowCache,
     row_retention::RowRetention,
+    status::StatusReader,
     store::RowStore,
     vms::VmList,
 };
@@ -105,30 +111,22 @@ async fn serve(
     let histories = Histories::new(store, &Arc::new(retention), settings.rollups);
     let processes = Arc::new(Processes::of(store));
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
-    let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
+    let greatest = Arc::new(GreatestProcesses::new(settings.process_series));
+    let newest = Arc::new(NewestRows::new(store, &greatest, settings.rollups.interval));
     let statuses = Arc::new(AgentStatuses::new(bus, &shutdown));
     let evaluations = Arc::new(Evaluations::new(bus, &settings.stream, &shutdown));
     let vms = Arc::new(VmList::new(
         &known_vms,
         &newest,
+        &greatest,
         &statuses.table,
         settings.silent_after,
         settings.rows.offset,
     ));
-    let prepared = until_done("the database", &shutdown, async || {
-        store.prepare(&settings.retention).await?;
-        histories.prepare().await?;
-        Suspects::new(store).prepare(store).await
-    })
-    .await;
-    let Some(()) = prepared else { return Ok(()) };
-    let consumer = until_done("JetStream", &shutdown, async || {
-        events::prepare(bus, &settings.events).await?;
-        agent_status::prepare(bus, &settings.stream).await?;
-        streams::prepare(bus, &settings.stream).await
-    })
-    .await;
-    let Some(consumer) = consumer else { return Ok(()) };
+    let status = Arc::new(StatusReader::new(bus, store, &vms));
+    let Some(consumer) = prepare(settings, bus, store, &histories, &shutdown).await else {
+        return Ok(());
+    };
     evaluations.prepare().await;
     let (events, publishing) = Events::start(bus.clone(), settings.events, Arc::clone(&newest));
     let removal = Arc::new(Removal {
@@ -170,7 +168,7 @@ async fn serve(
             shutdown.clone(),
         )),
         tokio::spawn(gauges::follow(
-            Arc::clone(store),
+            Arc::clone(&status.disk),
             Arc::clone(&vms),
             shutdown.clone(),
         )),
@@ -185,7 +183,7 @@ async fn serve(
     tokio::join!(newest.pass(), known_vms.filled(FIRST_READ));
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, store, &rows, &histories, &processes, &vms);
+    let server = handlers::register(server, store, &rows, &histories, &processes, &vms, &status);
     let server = server.method(HistoryRemove, bind(&removal, Removal::remove));
     // The task that publishes live events ends when all its senders are dropped, so only the server may hold this one.
     drop(removal);
@@ -197,6 +195,28 @@ async fn serve(
         }
     }
     Ok(())
+}
+
+/// Waits until the collections, indexes and streams exist. Returns the consumer of samples; `None` at shutdown.
+async fn prepare(
+    settings: &MetricsSettings,
+    bus: &Bus,
+    store: &Arc<RowStore>,
+    histories: &Histories,
+    shutdown: &CancellationToken,
+) -> Option<PullConsumer> {
+    until_done("the database", shutdown, async || {
+        store.prepare(&settings.retention).await?;
+        histories.prepare().await?;
+        Suspects::new(store).prepare(store).await
+    })
+    .await?;
+    until_done("JetStream", shutdown, async || {
+        events::prepare(bus, &settings.events).await?;
+        agent_status::prepare(bus, &settings.stream).await?;
+        streams::prepare(bus, &settings.stream).await
+    })
+    .await
 }
 
 /// Serves until shutdown. If storing samples fails, ends the process so that it is restarted. Otherwise this replica

@@ -14,6 +14,7 @@ mod table;
 
 use std::{
     convert::Infallible,
+    future::pending,
     sync::{
         Arc, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
@@ -44,6 +45,7 @@ use self::table::Table;
 use crate::{
     MetricsError,
     deadline::Deadline,
+    greatest::GreatestProcesses,
     store::{RowKind, RowStore},
 };
 
@@ -63,6 +65,7 @@ pub(crate) struct NewestRows {
     agent: Table,
     /// The rows that hypervisors measured.
     hypervisor: Table,
+    greatest: Arc<GreatestProcesses>,
     /// When the last successful pass began, Unix milliseconds; 0 if there was none.
     passed_ms: AtomicU64,
     /// Wakes the task that compares the rows with the database when events may have been missed.
@@ -71,11 +74,16 @@ pub(crate) struct NewestRows {
 
 impl NewestRows {
     /// Creates an empty table. `rollup_interval` is the interval at which the collection of VMs is updated.
-    pub(crate) fn new(store: &RowStore, rollup_interval: Duration) -> Self {
+    pub(crate) fn new(
+        store: &RowStore,
+        greatest: &Arc<GreatestProcesses>,
+        rollup_interval: Duration,
+    ) -> Self {
         let grace = rollup_interval * 2 + PASS_INTERVAL;
         Self {
             agent: Table::new(store, RowKind::Vm, grace),
             hypervisor: Table::new(store, RowKind::Hypervisor, grace),
+            greatest: Arc::clone(greatest),
             passed_ms: AtomicU64::new(0),
             missed: Notify::new(),
         }
@@ -89,6 +97,11 @@ impl NewestRows {
     /// Locks the rows of hypervisors for reading.
     pub(crate) fn read_measured(&self) -> RwLockReadGuard<'_, Rows> {
         self.hypervisor.read()
+    }
+
+    /// Whether live events of process samples have the greatest processes.
+    pub(crate) fn lists_processes(&self) -> bool {
+        self.greatest.is_on()
     }
 
     /// Whether the rows have been compared with the database recently.
@@ -144,6 +157,7 @@ impl NewestRows {
         for table in [&self.agent, &self.hypervisor] {
             table.write().remove(id);
         }
+        self.greatest.remove(id);
     }
 
     /// Reads the rows of one VM from the database.
@@ -211,9 +225,19 @@ impl NewestRows {
             self.read_events(bus, "hypervisor_sample"),
             self.read_events(bus, "removed"),
             self.read_events(bus, "unstored"),
-            self.read_events(bus, "over_limit")
+            self.read_events(bus, "over_limit"),
+            self.read_processes(bus)
         )?;
         Ok(never)
+    }
+
+    /// Follows the live events of process samples, if processes are listed.
+    async fn read_processes(&self, bus: &Bus) -> Result<Infallible, async_nats::Error> {
+        if self.greatest.is_on() {
+            self.read_events(bus, "processes").await
+        } else {
+            pending().await
+        }
     }
 
     /// Follows the live events of one kind.
@@ -233,6 +257,7 @@ impl NewestRows {
                 Some(LiveEvent::HypervisorSample(event)) => self.note_measured(&event, published),
                 Some(LiveEvent::Removed(event)) => self.remove(&event.instance_id),
                 Some(LiveEvent::Unstored(event)) => self.note_unstored(&event),
+                Some(LiveEvent::Processes(event)) => self.greatest.note(&event, published),
                 Some(LiveEvent::OverLimit(event)) => {
                     self.note_over_limit(&event);
                 }

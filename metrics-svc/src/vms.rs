@@ -4,10 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use vmwatch_api::{
-    InstanceId, Scope, no_such_vm,
+    InstanceId, Scope,
+    current::{CurrentPage, CurrentQuery, CurrentVm},
+    no_such_vm,
     process_search::ProcessSearchPage,
+    status::AgentsStatus,
     time::{UtcOffset, unix_millis},
-    vms::{Stale, VmDetail, VmPage, VmQuery},
+    vms::{Agent, Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
@@ -15,12 +18,13 @@ use vmwatch_bus::{
     vms::{Measures, StatusTable, Vms},
 };
 
-use crate::{deadline::Deadline, known_vms::KnownVms, newest::NewestRows};
+use crate::{deadline::Deadline, greatest::GreatestProcesses, known_vms::KnownVms, newest::NewestRows};
 
 /// Everything that is known about VMs.
 pub(crate) struct VmList {
     known: KnownVms,
     newest: Arc<NewestRows>,
+    greatest: Arc<GreatestProcesses>,
     statuses: Follower<StatusTable>,
     silent_after_ms: u64,
     utc_offset: UtcOffset,
@@ -32,6 +36,7 @@ impl VmList {
     pub(crate) fn new(
         known: &KnownVms,
         newest: &Arc<NewestRows>,
+        greatest: &Arc<GreatestProcesses>,
         statuses: &Follower<StatusTable>,
         silent_after: Duration,
         utc_offset: UtcOffset,
@@ -39,6 +44,7 @@ impl VmList {
         Self {
             known: known.clone(),
             newest: Arc::clone(newest),
+            greatest: Arc::clone(greatest),
             statuses: statuses.clone(),
             silent_after_ms: u64::try_from(silent_after.as_millis()).unwrap_or(u64::MAX),
             utc_offset,
@@ -50,6 +56,27 @@ impl VmList {
         let mut page = self.read(|vms| vms.list(scope, query, unix_millis()))?;
         page.stale = self.stale();
         Ok(page)
+    }
+
+    /// Returns a page of the current measures of the VMs that the scope allows.
+    pub(crate) fn current(&self, scope: &Scope, query: CurrentQuery) -> CurrentPage {
+        let now_ms = unix_millis();
+        let ranks = if self.greatest.is_on() {
+            query.ranks.or_else(|| self.greatest.ranks(scope, now_ms))
+        } else {
+            None
+        };
+        let mut left_out = 0;
+        let complete = |vm: &mut CurrentVm| {
+            if let (Some(ranks), Some(Agent::Reporting)) = (&ranks, vm.agent) {
+                left_out += self.greatest.complete(vm, ranks, now_ms);
+            }
+        };
+        let mut page = self.read(|vms| vms.current(scope, query.after.as_ref(), now_ms, complete));
+        page.processes_left_out = left_out;
+        page.ranks = ranks;
+        page.stale = self.stale();
+        page
     }
 
     /// Returns a VM. If it lacks a row in memory, its rows are read from the database.
@@ -83,6 +110,11 @@ impl VmList {
     /// Number of VMs whose agents have faults.
     pub(crate) fn faulty(&self) -> usize {
         self.read(|vms| vms.count_faulty(unix_millis()))
+    }
+
+    /// Counts the agents of the VMs that the scope allows.
+    pub(crate) fn agents(&self, scope: &Scope) -> AgentsStatus {
+        self.read(|vms| vms.agents(scope, unix_millis()))
     }
 
     /// Adds the names that hypervisors have for the VMs.

@@ -5,16 +5,19 @@
 
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{DateTime, Document, doc};
 use mongodb::{Collection, error::ErrorKind, error::WriteFailure};
 use tokio::time::Instant;
+use vmwatch_api::status::CompactionStatus;
 use vmwatch_bus::random_id;
 
 use crate::{
     MetricsError,
-    store::{DUPLICATE_KEY, RowStore},
+    store::{DUPLICATE_KEY, RowStore, STATE},
 };
 
+/// Minimum time between two records of the progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 const ID: &str = "compaction_lease";
 
 /// The lease, from the view of one replica.
@@ -25,16 +28,19 @@ pub(super) struct Lease {
     /// Time without a renewal after which another replica takes the lease.
     patience: Duration,
     renewed: Option<Instant>,
+    /// When this replica last recorded the progress.
+    noted: Option<Instant>,
     other: Option<(String, i64, Instant)>,
 }
 
 impl Lease {
     pub(super) fn new(store: &RowStore, patience: Duration) -> Self {
         Self {
-            documents: store.beside("state"),
+            documents: store.beside(STATE),
             replica: random_id(),
             patience,
             renewed: None,
+            noted: None,
             other: None,
         }
     }
@@ -89,6 +95,19 @@ impl Lease {
         }
     }
 
+    /// Records the progress after a complete pass, for [`progress`].
+    pub(super) async fn note_progress(&mut self, lag: Duration) -> Result<(), MetricsError> {
+        if self.noted.is_some_and(|at| at.elapsed() < PROGRESS_INTERVAL) {
+            return Ok(());
+        }
+        let lag = i64::try_from(lag.as_millis()).unwrap_or(i64::MAX);
+        let progress = doc! { "$set": { "lag_ms": lag, "passed": DateTime::now() } };
+        let own = doc! { "_id": ID, "holder": &self.replica };
+        self.documents.update_one(own, progress).await?;
+        self.noted = Some(Instant::now());
+        Ok(())
+    }
+
     /// Gives the lease to the replica that asks next.
     pub(super) async fn release(&mut self) -> Result<(), MetricsError> {
         if self.renewed.take().is_some() {
@@ -99,6 +118,23 @@ impl Lease {
         }
         Ok(())
     }
+}
+
+/// The progress that the holder of the lease last recorded; `None` if there is none yet.
+pub(crate) async fn progress(store: &RowStore) -> Result<Option<CompactionStatus>, MetricsError> {
+    let documents: Collection<Document> = store.reading_beside(STATE);
+    let Some(lease) = documents.find_one(doc! { "_id": ID }).await? else {
+        return Ok(None);
+    };
+    let (Ok(lag), Ok(passed)) = (lease.get_i64("lag_ms"), lease.get_datetime("passed")) else {
+        return Ok(None);
+    };
+    let now = DateTime::now().timestamp_millis();
+    let ago = now.saturating_sub(passed.timestamp_millis());
+    Ok(Some(CompactionStatus {
+        lag_ms: u64::try_from(lag).unwrap_or(0),
+        passed_ago_ms: u64::try_from(ago).unwrap_or(0),
+    }))
 }
 
 /// Whether an insert failed because a document with the same `_id` exists.

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use vmwatch_blocks::Encoder;
 
+pub(crate) use self::lease::progress;
 use self::{
     found::Group,
     group::{Known, Next},
@@ -164,6 +165,8 @@ impl Compaction {
             .map_or(0, |hour| micros_of(SystemTime::now()).saturating_sub(hour));
         #[expect(clippy::cast_precision_loss, reason = "a metric does not need microseconds")]
         gauge!("vmwatch_compaction_lag_seconds").set(lag as f64 / 1e6);
+        let lag = Duration::from_micros(u64::try_from(lag).unwrap_or(0));
+        turn.lease.note_progress(lag).await?;
         self.forget();
         Ok(more)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vmwatch_api::{
-    first_page,
+    InstanceId, first_page,
     history::TimeRange,
     processes::{
         EventPosition, ProcessEvent, ProcessEventKind, ProcessEventList, ProcessEventsQuery, ProcessRow,
@@ -55,7 +55,9 @@ impl Processes {
             most: usize::from(query.limit.get()),
             events: BTreeMap::new(),
         };
-        let end = self.end_of_next_sample(query, range, deadline).await?;
+        let end = self
+            .end_of_next_sample(&query.instance_id, range, deadline)
+            .await?;
         let mut rows = Query::new(RowKind::Process, &query.instance_id, &COLUMNS);
         rows.time = micros(range.from_ms())..end;
         let budget = Budget::of_request(&self.rows);
@@ -88,13 +90,13 @@ impl Processes {
 
     /// The time (Unix microseconds) after the first sample at or after the end of a range; the end of the range if there
     /// is none.
-    async fn end_of_next_sample(
+    pub(super) async fn end_of_next_sample(
         &self,
-        query: &ProcessEventsQuery,
+        instance: &InstanceId,
         range: TimeRange,
         deadline: Deadline,
     ) -> Result<i64, MetricsError> {
-        let next = Query::new(RowKind::Process, &query.instance_id, &[])
+        let next = Query::new(RowKind::Process, instance, &[])
             .within_ms(range.to_ms(), range.to_ms().saturating_add(WEEK_MS))
             .oldest_first();
         let one = Most { rows: 1, after: None };

@@ -2,10 +2,12 @@
 //! are computed from the process rows. The rows of one sample share a `create_date`. The search for the VMs in which a
 //! process ran uses the process names instead.
 
+mod changes;
 mod events;
 pub(crate) mod row;
 mod search;
 mod series;
+mod starts;
 mod table;
 mod top;
 
