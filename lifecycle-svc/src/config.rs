@@ -109,8 +109,6 @@ pub struct LifecycleSettings {
     pub(crate) health: SocketAddr,
     pub(crate) hypervisors: Vec<HypervisorSpec>,
     pub(crate) calls: CallLimits,
-    /// How long an unreachable hypervisor that had a VM prevents its start elsewhere.
-    pub(crate) last_hypervisor_keep: Duration,
     pub(crate) operations: OperationSettings,
     pub(crate) polling: PollSettings,
 }
@@ -121,6 +119,8 @@ pub(crate) struct PollSettings {
     /// Interval at which the VMs of a hypervisor are listed.
     pub(crate) interval: Duration,
     pub(crate) measures: MeasureSettings,
+    /// How long an unreachable hypervisor that had a VM prevents its start elsewhere.
+    pub(crate) last_hypervisor_keep: Duration,
     /// Time after which a replica's lease on the polling of a hypervisor expires if it is not renewed.
     pub(crate) lease: Duration,
     /// Number of replicas of the KV buckets in a NATS cluster.
@@ -226,13 +226,13 @@ impl LifecycleSettings {
                 timeout: timeout?,
                 at_once: at_once?,
             },
-            last_hypervisor_keep: last_hypervisor_keep?,
             polling: PollSettings {
                 interval: state_interval?,
                 measures: MeasureSettings {
                     interval: sample_interval?,
                     utc_offset: utc_offset?,
                 },
+                last_hypervisor_keep: last_hypervisor_keep?,
                 lease: operations.lease.min(MAX_POLL_LEASE),
                 replicas: operations.replicas,
             },

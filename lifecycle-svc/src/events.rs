@@ -64,7 +64,11 @@ impl Events {
         };
         if !sent {
             counter!("vmwatch_events_lost_total").increment(1);
-            debug!(kind = event.kind(), instance_id = %event.instance(), "publishing a live event failed; the event was dropped");
+            debug!(
+                kind = event.kind(),
+                instance_id = event.instance().map(InstanceId::as_str),
+                "publishing a live event failed; the event was dropped"
+            );
         }
     }
 }

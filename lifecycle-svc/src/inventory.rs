@@ -60,7 +60,7 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The in-memory copy of the KV bucket, and the leases on polling.
 pub(crate) struct Inventory {
-    bus: Bus,
+    pub(crate) bus: Bus,
     vms: Follower<InventoryTable>,
     labels: Follower<LabelTable>,
     leases: Follower<Leases>,
@@ -189,11 +189,16 @@ impl Inventory {
         let Some(vm) = table.vm(hypervisor, id) else {
             return false;
         };
-        let state = table.hypervisor(hypervisor);
-        let listed = state.and_then(|state| state.listed_at_ms);
-        let last = listed.unwrap_or_default().max(vm.changed_at_ms);
-        state.is_some_and(|state| state.is_reachable(now))
-            || u128::from(now.saturating_sub(last)) <= keep.as_millis()
+        let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+        table.hypervisor(hypervisor).map_or_else(
+            || now.saturating_sub(vm.changed_at_ms) <= keep_ms,
+            |state| state.may_run(vm, keep_ms, now),
+        )
+    }
+
+    /// Whether the measures that a hypervisor gives of a VM are used, of which it has an active one.
+    pub(crate) fn is_measured_on(&self, hypervisor: &str, id: &InstanceId) -> bool {
+        self.vms.read().is_measured_on(hypervisor, id, unix_millis())
     }
 
     /// Whether several hypervisors had the VM when their VMs were last listed.

@@ -71,7 +71,7 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{OPERATION_BUCKET}"), shutdown.clone());
     let inventory = Arc::new(Inventory::follow(&bus, &shutdown));
-    let (calls, keep) = (settings.calls, settings.last_hypervisor_keep);
+    let (calls, keep) = (settings.calls, settings.polling.last_hypervisor_keep);
     let fleet = Fleet::open(settings.hypervisors, calls, keep, Arc::clone(&inventory))?;
     let fleet = Arc::new(fleet);
     let waiting_for = "waiting for the KV buckets of operations, VMs and labels, the audit stream and the bus subscriptions";

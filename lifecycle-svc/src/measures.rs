@@ -7,36 +7,38 @@
 mod publish;
 mod readings;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use metrics::{counter, histogram};
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 use vmwatch_api::time::CreateDate;
-use vmwatch_bus::Bus;
 
 use self::readings::{Origin, Readings};
 use crate::{
     config::MeasureSettings,
     driver::{Driver, DriverError, MAX_LISTED},
     fence::LeaseEnd,
+    inventory::Inventory,
 };
 
 /// Maximum time for publishing the measures of one interval.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Measures the VMs of one hypervisor.
-#[derive(Debug)]
 pub(crate) struct Measures {
-    bus: Bus,
+    inventory: Arc<Inventory>,
     hypervisor: String,
     settings: MeasureSettings,
 }
 
 impl Measures {
-    pub(crate) fn new(bus: &Bus, hypervisor: &str, settings: MeasureSettings) -> Self {
+    pub(crate) fn new(inventory: &Arc<Inventory>, hypervisor: &str, settings: MeasureSettings) -> Self {
         Self {
-            bus: bus.clone(),
+            inventory: Arc::clone(inventory),
             hypervisor: hypervisor.to_owned(),
             settings,
         }
@@ -96,11 +98,15 @@ impl Measures {
             hypervisor: &self.hypervisor,
             create_date: CreateDate::at(SystemTime::now(), self.settings.utc_offset),
         };
-        let samples = readings.samples(&origin, stats, Instant::now());
+        let mut samples = readings.samples(&origin, stats, Instant::now());
+        samples.retain(|sample| {
+            self.inventory
+                .is_measured_on(&self.hypervisor, &sample.instance_id)
+        });
         // If the lease has passed, another replica may measure the VMs already.
         if !lease_end.has_passed() {
             let limit = self.settings.interval.min(PUBLISH_LIMIT);
-            publish::all(&self.bus, &self.hypervisor, samples, limit).await;
+            publish::all(&self.inventory.bus, &self.hypervisor, samples, limit).await;
         }
         Ok(())
     }

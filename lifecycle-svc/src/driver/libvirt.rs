@@ -128,6 +128,13 @@ impl Libvirt {
     }
 }
 
+/// Adds what to do if a VM cannot be restored from its saved state.
+fn with_remedy(cause: &str) -> String {
+    one_line(&format!(
+        "the VM was not restored from its saved state; correct the cause, or discard the state with virsh managedsave-remove, which loses the guest's memory: {cause}"
+    ))
+}
+
 #[async_trait]
 impl Driver for Libvirt {
     async fn check(&self) -> Result<(), DriverError> {
@@ -139,8 +146,13 @@ impl Driver for Libvirt {
     }
 
     async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
-        self.with_domain(id, |domain| Ok(reason_of(domain.get_state()?)))
-            .await
+        self.with_domain(id, |domain| {
+            let reason = reason_of(domain.get_state()?);
+            // A state that could not be restored is kept.
+            let is_saved = reason.is_some() && domain.has_managed_save(0)?;
+            Ok(reason.map(|reason| if is_saved { with_remedy(&reason) } else { reason }))
+        })
+        .await
     }
 
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
@@ -153,9 +165,7 @@ impl Driver for Libvirt {
             Err(DriverError::Conflict(message) | DriverError::Rejected(message))
                 if self.is_saved(id).await =>
             {
-                Err(DriverError::Rejected(one_line(&format!(
-                    "the VM was not restored from its saved state; correct the cause, or discard the state with virsh managedsave-remove, which loses the guest's memory: {message}"
-                ))))
+                Err(DriverError::Rejected(with_remedy(&message)))
             }
             started => started,
         }

@@ -88,7 +88,7 @@ impl Polling {
                 inventory: Arc::clone(inventory),
                 hypervisor: Arc::clone(hypervisor),
                 events: events.clone(),
-                measures: Measures::new(&inventory.bus, &hypervisor.name, settings.measures),
+                measures: Measures::new(inventory, &hypervisor.name, settings.measures),
                 settings,
                 owner: owner.clone(),
                 listed_at_ms: AtomicU64::new(0),
@@ -254,6 +254,7 @@ impl Poller {
                 listed_at_ms.max(before)
             },
             interval_ms: u64::try_from(self.settings.interval.as_millis()).unwrap_or(u64::MAX),
+            keep_ms: u64::try_from(self.settings.last_hypervisor_keep.as_millis()).ok(),
         };
         let renewal = u128::from(state.listed_at_ms.unwrap_or(0).abs_diff(before.unwrap_or(0)));
         let unchanged = known.is_some_and(|mut known| {

@@ -287,6 +287,7 @@ async fn rolled_back_inventory_is_refilled_and_former_hypervisors_are_removed() 
         late: false,
         listed_at_ms: Some(unix_millis()),
         interval_ms: 5000,
+        keep_ms: None,
     };
     put(InventoryKey::Vm("former", instance_id(OTHER)), vm.clone()).await;
     put(

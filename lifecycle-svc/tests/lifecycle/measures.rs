@@ -9,9 +9,10 @@ use vmwatch_api::{
     hypervisor_samples::{HYPERVISOR_SAMPLE_SUBJECT_PREFIX, HypervisorSample, hypervisor_sample_subject},
     metrics::SAMPLE_STREAM,
     time::{UtcOffset, unix_millis},
+    vms::VmQuery,
 };
 
-use crate::support::{Replica, World, instance_id};
+use crate::support::{Replica, World, instance_id, operator};
 
 const VM: &str = "0f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
 const OFFSET: &str = "+08:00";
@@ -155,6 +156,50 @@ async fn running_vm_without_agent_has_measures_from_its_hypervisor() {
     let (restarted, sample) = next(&world, before, |sample| sample.cpu_util.is_none()).await;
     assert_eq!((sample.disk_read, sample.steal), (None, None));
     next(&world, restarted, |sample| sample.cpu_util.is_some()).await;
+}
+
+/// The samples of two copies of a VM that run at the same time do not alternate.
+#[tokio::test]
+async fn samples_of_a_vm_that_runs_on_two_hypervisors_are_those_of_one() {
+    let (world, one, two) = tokio::join!(World::new(), Libvirtd::start(), Libvirtd::start());
+    create_stream(&world).await;
+    for libvirtd in [&one, &two] {
+        let domain = format!(
+            "<domain type='qemu'><name>vm</name><uuid>{VM}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os>\
+             <devices><emulator>/usr/bin/qemu-system-x86_64</emulator></devices></domain>"
+        );
+        libvirtd.define(VM, &domain);
+        libvirtd.virsh(&["start", VM]);
+    }
+    let hypervisors = format!("a={},b={}", one.uri(), two.uri());
+    let settings = [
+        ("VMWATCH_HYPERVISORS", &*hypervisors),
+        ("VMWATCH_STATE_INTERVAL", "500ms"),
+        ("VMWATCH_HYPERVISOR_SAMPLE_INTERVAL", "1s"),
+    ];
+    let _service = world.replica("lifecycle", &settings).await;
+    eventually("both copies are listed", PATIENCE, async || {
+        let page = world.vms(&operator(), &VmQuery::default()).await;
+        let is_listed = page.vms.iter().any(|vm| vm.copies.len() == 2);
+        is_listed.then_some(()).ok_or_else(|| format!("{page:?}"))
+    })
+    .await;
+    // Samples from before that may still arrive.
+    let (mut sequence, _) = next(&world, last_sequence(&world).await, |sample| {
+        sample.hypervisor == "a"
+    })
+    .await;
+    (sequence, _) = next(&world, sequence, |sample| sample.hypervisor == "a").await;
+    for _ in 0..4 {
+        let (at, sample) = next(&world, sequence, |_| true).await;
+        assert_eq!(sample.hypervisor, "a");
+        sequence = at;
+    }
+    one.virsh(&["destroy", VM]);
+    // The counters of the other copy were read all the time, so its first sample has rates.
+    let (_, sample) = next(&world, sequence, |sample| sample.hypervisor == "b").await;
+    assert!(sample.cpu_util.is_some(), "{sample:?}");
 }
 
 /// A hypervisor that does not answer costs no more than its own measures.

@@ -9,6 +9,7 @@ use testkit::{
     eventually,
 };
 use vmwatch_api::{
+    actions::{Refusal, VmAction},
     lifecycle::{Event, ForceStop, MachineState, OperationState, Reboot, RebootTarget, Start, Stop},
     vms::VmQuery,
     wire::FaultKind,
@@ -367,7 +368,7 @@ async fn vm_starts_elsewhere_once_the_record_of_its_former_hypervisor_has_expire
         ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
         ("VMWATCH_STATE_INTERVAL", "200ms"),
         ("VMWATCH_HYPERVISOR_TIMEOUT", "1s"),
-        ("VMWATCH_LAST_HYPERVISOR_KEEP", "4s"),
+        ("VMWATCH_LAST_HYPERVISOR_KEEP", "6s"),
     ];
     let _service = world.replica("lifecycle", &settings).await;
     old.hold(At::Read);
@@ -376,13 +377,34 @@ async fn vm_starts_elsewhere_once_the_record_of_its_former_hypervisor_has_expire
     new.add(OFF, "SHUTOFF");
     let fault = world.start(&operator(), OFF).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+    // The list gives the reason for which a start would be refused.
+    let refused = async || {
+        let page = world.vms(&operator(), &VmQuery::default()).await;
+        let copies = page.vms.first().map(|vm| vm.copies.clone()).unwrap_or_default();
+        let new = copies.iter().find(|copy| copy.hypervisor == "new");
+        new.and_then(|copy| copy.refused.get(&VmAction::Start).copied())
+    };
+    let unreachable = Some(Refusal::FormerHypervisorUnreachable);
+    eventually("the list refuses the start", PATIENCE, async || {
+        let reason = refused().await;
+        (reason == unreachable)
+            .then_some(())
+            .ok_or_else(|| format!("{reason:?}"))
+    })
+    .await;
+    eventually("the list allows the start", PATIENCE, async || {
+        refused()
+            .await
+            .map_or(Ok(()), |reason| Err(format!("{reason:?}")))
+    })
+    .await;
     eventually("the start succeeds", PATIENCE, async || {
         let started = world.start(&operator(), OFF).await;
         started.map_err(|fault| fault.to_string())
     })
     .await;
     // The time counts from the last list, which was up to an interval before.
-    assert!(gone.elapsed() >= Duration::from_secs(3), "{:?}", gone.elapsed());
+    assert!(gone.elapsed() >= Duration::from_secs(5), "{:?}", gone.elapsed());
     assert_eq!((old.commands().len(), new.accepted("os-start")), (0, 1));
 }
 
