@@ -6,22 +6,27 @@
 //! stream of samples, arrivals ──> silence ────┘
 //! ```
 //!
-//! [`machine`], [`samples`], [`parts`] and [`silence`] do no I/O. A change of an alert is written before the records
-//! that caused it are acknowledged, and evaluating a record again makes the same alerts; so nothing is lost or doubled
-//! if the program is killed at any moment.
+//! [`machine`], [`samples`], [`delay`], [`parts`] and [`silence`] do no I/O. A change of an alert is written before the
+//! records that caused it are acknowledged, and evaluating a record again makes the same alerts; so nothing is lost or
+//! doubled if the program is killed at any moment.
 
 mod checks;
+mod delay;
 #[cfg(test)]
 mod examples;
+mod handover;
 mod health;
 mod intake;
 mod machine;
 mod operations;
+#[cfg(test)]
+mod outages;
 mod parts;
 mod progress;
 mod records;
 mod samples;
 mod silence;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod tick;
@@ -38,18 +43,15 @@ use futures::TryStreamExt;
 use metrics::gauge;
 use mongodb::bson::doc;
 use tokio::{
-    sync::{
-        Notify,
-        mpsc::{self, error::TrySendError},
-        watch,
-    },
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmwatch_api::{
-    alerts::{Alert, AlertState, RecordId, rules::Rule},
+    InstanceId,
+    alerts::{Alert, RecordId},
     time::unix_millis,
 };
 use vmwatch_bus::Bus;
@@ -57,33 +59,26 @@ use vmwatch_service::lifetime::until_done;
 
 use self::{
     checks::Checks,
-    health::Faults,
     intake::{Batch, Lag},
-    machine::{ConditionKey, Machine, Step, Transition},
-    operations::{FailuresByVm, Operations},
-    progress::{Position, Saver},
+    machine::{ConditionKey, Machine},
+    operations::Operations,
+    progress::Saver,
     records::{Received, Records},
     samples::Samples,
-    silence::{Health, Mass, Standstills},
+    silence::{Mass, Standstills},
+    sources::Sources,
     watched::Watched,
-    writer::{Change, Work, Write, Writer},
+    writer::{Work, Writer},
 };
 use crate::{
-    AlertError,
-    definitions::DefinitionsHandle,
-    events::Events,
-    known_vms::{KnownVms, VmFacts},
-    lease::Freshness,
-    notify::Delivery,
-    store::Store,
+    AlertError, definitions::DefinitionsHandle, events::Events, known_vms::KnownVms, lease::Freshness,
+    notify::Delivery, store::Store,
 };
 
 /// Interval at which everything but samples is evaluated.
 const TICK: Duration = Duration::from_secs(1);
 /// Number of works that the writer has waiting.
 const WORKS: usize = 4;
-/// Number of works that wait for the writer. Beyond it, only the flow of samples is evaluated.
-const MAX_WAITING: usize = 8;
 /// Maximum number of conditions that are reported as lost and not yet forgotten.
 const MAX_LOST: usize = 1024;
 /// How long to wait for the inventory and the labels, which do not exist if lifecycle-svc has never run.
@@ -100,14 +95,6 @@ pub(crate) struct Setup {
     /// Notified when alerts have changed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) delivery: Arc<Delivery>,
-}
-
-/// The sources that tasks of their own read.
-struct Sources {
-    health: watch::Receiver<Option<Health>>,
-    faults: watch::Receiver<Option<Arc<Faults>>>,
-    /// `None` until they were read for the first time.
-    failures: watch::Receiver<Option<Arc<FailuresByVm>>>,
 }
 
 /// What the engine does next.
@@ -149,6 +136,8 @@ struct Engine {
     lost: mpsc::Receiver<ConditionKey>,
     /// Open alerts that only the database had at the last comparison.
     unknown: HashSet<RecordId>,
+    /// VMs that may have been removed and are still to be checked.
+    suspects: Vec<InstanceId>,
     ticks: u64,
     /// The tick at which the stream of evaluation records is opened again.
     retry_at: u64,
@@ -254,6 +243,7 @@ impl Engine {
             written,
             lost,
             unknown: HashSet::new(),
+            suspects: Vec::new(),
             ticks: 0,
             retry_at: 0,
         };
@@ -321,169 +311,12 @@ impl Engine {
         debug!(?rules, "evaluating these rules");
     }
 
-    /// Hands changes to the writer that no record caused.
-    fn hand_over(&mut self, transitions: Vec<Transition>) {
-        if transitions.is_empty() {
-            return;
-        }
-        // Changes of the same condition stay in their order.
-        self.finish_batch();
-        let writes = self.writes(transitions);
-        self.send(writes, None);
-    }
-
-    fn send(&mut self, writes: Vec<Write>, acknowledges: Option<async_nats::jetstream::Message>) {
-        self.waiting.push_back(Work {
-            writes,
-            acknowledges,
-            sequence: self.evaluated,
-        });
-        self.send_waiting();
-    }
-
-    /// Gives the writer the works that wait, as far as it has room.
-    fn send_waiting(&mut self) {
-        while let Some(work) = self.waiting.pop_front() {
-            if let Err(TrySendError::Full(work) | TrySendError::Closed(work)) = self.queue.try_send(work) {
-                self.waiting.push_front(work);
-                return;
-            }
-        }
-    }
-
-    fn position(&self) -> Position {
-        Position {
-            evaluated: self.evaluated,
-            written: *self.written.borrow(),
-        }
-    }
-
-    /// Whether the writer is so late that only the flow of samples is evaluated.
-    fn is_stuck(&self) -> bool {
-        self.waiting.len() >= MAX_WAITING
-    }
-
     fn export(&self, now_ms: u64) {
         #[expect(clippy::cast_precision_loss, reason = "the numbers are far below 2^52")]
-        let export = |name: &'static str, value: u64| gauge!(name).set(value as f64);
-        export("vmwatch_alert_conditions", self.machine.len() as u64);
-        export("vmwatch_alert_rules", self.machine.rules().len() as u64);
-        export("vmwatch_alert_lag_milliseconds", self.lag.behind_ms(now_ms));
-    }
-
-    /// The writes for changes.
-    fn writes(&self, transitions: Vec<Transition>) -> Vec<Write> {
-        let writes = transitions
-            .into_iter()
-            .filter_map(|transition| self.write(transition));
-        writes.collect()
-    }
-
-    fn write(&self, transition: Transition) -> Option<Write> {
-        let Transition {
-            key,
-            step,
-            at_ms,
-            since_ms,
-            value,
-        } = transition;
-        let facts = |key: &ConditionKey| match &key.vm {
-            Some(vm) => self.setup.known.facts(vm),
-            None => VmFacts::default(),
-        };
-        let change = match step {
-            Step::Begin { fires } => {
-                // A rule that was removed since ends its conditions anyway.
-                let rule = self.machine.rule(&key.rule)?;
-                let fired_ms = fires.then_some(at_ms);
-                Change::Begin(Box::new(new_alert(
-                    rule,
-                    &key,
-                    facts(&key),
-                    since_ms,
-                    fired_ms,
-                    value,
-                )))
-            }
-            Step::Fire => Change::Fire {
-                value,
-                facts: Box::new(facts(&key)),
-            },
-            Step::Refresh => Change::Refresh { value },
-            Step::Resolve { held_ms } => Change::Resolve { value, held_ms },
-            Step::Withdraw => Change::Withdraw,
-        };
-        Some(Write { key, at_ms, change })
-    }
-}
-
-impl Sources {
-    fn follow(
-        bus: &Bus,
-        operations: &Arc<Operations>,
-        tasks: &mut JoinSet<()>,
-        term: &CancellationToken,
-    ) -> Self {
-        let (health_sender, health) = watch::channel(None);
-        let (faults_sender, faults) = watch::channel(None);
-        let (failures_sender, failures) = watch::channel(None);
-        let (stream, agents) = (bus.clone(), bus.clone());
-        let newest = Arc::clone(operations);
-        let token = term.clone();
-        tasks.spawn(async move {
-            let following = async {
-                tokio::join!(
-                    health::follow_stream(stream, health_sender),
-                    health::follow_faults(agents, faults_sender),
-                    newest.follow(failures_sender),
-                )
-            };
-            token.run_until_cancelled(Box::pin(following)).await;
-        });
-        Self {
-            health,
-            faults,
-            failures,
-        }
-    }
-}
-
-/// A new alert of a condition.
-fn new_alert(
-    rule: &Rule,
-    key: &ConditionKey,
-    facts: VmFacts,
-    since_ms: u64,
-    fired_ms: Option<u64>,
-    value: Option<f64>,
-) -> Alert {
-    let vm = key.vm.as_ref().map_or("", |vm| vm.as_str());
-    let (revision, since) = (rule.revision.to_string(), since_ms.to_string());
-    Alert {
-        id: RecordId::from_parts(&[rule.id.as_str(), &revision, vm, &key.subject, &since]),
-        rule_id: rule.id.clone(),
-        rule_name: rule.spec.name.clone(),
-        severity: rule.spec.severity,
-        condition: rule.spec.condition.clone(),
-        instance_id: key.vm.clone(),
-        vm_name: facts.name,
-        hypervisor: facts.hypervisors.first().map(std::string::ToString::to_string),
-        labels: facts.labels,
-        subject: key.subject.clone(),
-        state: if fired_ms.is_some() {
-            AlertState::Firing
-        } else {
-            AlertState::Pending
-        },
-        value,
-        since_ms,
-        fired_ms,
-        acknowledged_ms: None,
-        acknowledged_by: None,
-        resolved_ms: None,
-        ended_by: None,
-        culprits: None,
-        revision: 1,
+        let number = |value: u64| value as f64;
+        gauge!("vmwatch_alert_conditions").set(number(self.machine.len() as u64));
+        gauge!("vmwatch_alert_rules").set(number(self.machine.rules().len() as u64));
+        gauge!("vmwatch_alert_lag_milliseconds").set(number(self.lag.behind_ms(now_ms)));
     }
 }
 

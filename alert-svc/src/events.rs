@@ -27,14 +27,10 @@ impl Events {
         Self { bus: bus.clone() }
     }
 
-    /// Publishes an alert after a change. There are no events of alerts without a VM, because nobody's scope contains
-    /// them.
+    /// Publishes an alert after a change.
     pub(crate) async fn publish(&self, alert: &Alert) {
-        let Some(instance_id) = alert.instance_id.clone() else {
-            return;
-        };
         let event = LiveEvent::Alert(Box::new(AlertEvent {
-            instance_id,
+            instance_id: alert.instance_id.clone(),
             alert: alert.clone(),
         }));
         let mut headers = HeaderMap::new();

@@ -166,6 +166,16 @@ pub(crate) struct Freshness {
 }
 
 impl Freshness {
+    /// The freshness of a lease that has expired.
+    #[cfg(test)]
+    pub(crate) fn expired() -> Self {
+        let (_, renewed) = watch::channel(Instant::now());
+        Self {
+            renewed,
+            length: Duration::ZERO,
+        }
+    }
+
     /// Whether no other replica can have taken the lease. While NATS is unreachable, this is unknown after some time.
     pub(crate) fn is_fresh(&self) -> bool {
         self.renewed.borrow().elapsed() < self.length

@@ -118,6 +118,8 @@ async fn serve(
         return Ok(());
     }
     let addresses = notify::addresses(settings).await?;
+    let (watched, until) = (Arc::clone(&addresses), shutdown.clone());
+    tokio::spawn(async move { until.run_until_cancelled(watched.watch()).await });
     let changed = Arc::new(Notify::new());
     let delivery = Delivery::new(&settings.notify, Arc::clone(&addresses))?;
     let setup = Setup {

@@ -84,3 +84,89 @@ async fn channel_ids(store: &Store) -> Result<Vec<String>, AlertError> {
     let ids = found.iter().filter_map(|channel| channel.get_str("_id").ok());
     Ok(ids.map(str::to_owned).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use mongodb::Collection;
+    use testkit::Database;
+
+    use super::*;
+
+    const HOUR_MS: u64 = 3_600_000;
+
+    /// When something happened this many hours ago.
+    fn ago(hours: u64) -> i64 {
+        signed(unix_millis() - hours * HOUR_MS)
+    }
+
+    async fn insert<T: Send + Sync>(collection: &Collection<T>, documents: Vec<Document>) {
+        let collection = collection.clone_with_type::<Document>();
+        collection.insert_many(documents).await.unwrap();
+    }
+
+    async fn ids<T: Send + Sync>(collection: &Collection<T>) -> Vec<String> {
+        let documents = collection.clone_with_type::<Document>();
+        let found = documents.find(doc! {}).sort(doc! { "_id": 1 }).await.unwrap();
+        let found: Vec<Document> = found.try_collect().await.unwrap();
+        let ids = found.iter().map(|document| document.get_str("_id").unwrap());
+        ids.map(str::to_owned).collect()
+    }
+
+    fn alert(id: &str, open: bool, unnotified: bool, hours: u64) -> Document {
+        let state = if open {
+            doc! { "since_ms": ago(hours) }
+        } else {
+            doc! { "resolved_ms": ago(hours) }
+        };
+        doc! { "_id": id, "open": open, "unnotified": unnotified, "alert": state }
+    }
+
+    fn delivered(id: &str, purpose: &str, hours: u64) -> Document {
+        let message = doc! { "channel_id": "known", "purpose": purpose, "delivered_ms": ago(hours) };
+        doc! { "_id": id, "message": message }
+    }
+
+    fn waiting(id: &str, channel: &str, hours: u64) -> Document {
+        let message = doc! { "channel_id": channel, "purpose": "change", "created_ms": ago(hours) };
+        doc! { "_id": id, "message": message, "due_ms": ago(hours) }
+    }
+
+    #[tokio::test]
+    async fn only_what_has_expired_is_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::start(folder.path()).await;
+        let store = Store::new(&database.handle());
+        let alerts = vec![
+            alert("expired", false, false, 91 * 24),
+            alert("recent", false, false, 89 * 24),
+            alert("still open", true, false, 200 * 24),
+            alert("unnotified", false, true, 200 * 24),
+        ];
+        insert(&store.alerts, alerts).await;
+        let messages = vec![
+            delivered("expired", "change", 31 * 24),
+            delivered("recent", "change", 29 * 24),
+            delivered("expired heartbeat", "heartbeat", 25),
+            delivered("recent heartbeat", "heartbeat", 23),
+            waiting("waiting", "known", 200 * 24),
+            waiting("orphan", "removed", 2),
+            waiting("of a new channel", "unseen", 0),
+        ];
+        insert(&store.messages, messages).await;
+        insert(&store.channels, vec![doc! { "_id": "known" }]).await;
+        let silences = [("expired", 8 * 24), ("ended", 6 * 24)].map(|(id, hours)| {
+            doc! { "_id": id, "until_ms": ago(hours) }
+        });
+        insert(&store.silences, silences.to_vec()).await;
+
+        let kept = Duration::from_hours(90 * 24);
+        assert_eq!(pass(&store, kept).await.unwrap(), 5);
+        assert_eq!(ids(&store.alerts).await, ["recent", "still open", "unnotified"]);
+        assert_eq!(
+            ids(&store.messages).await,
+            ["of a new channel", "recent", "recent heartbeat", "waiting"]
+        );
+        assert_eq!(ids(&store.silences).await, ["ended"]);
+        assert_eq!(pass(&store, kept).await.unwrap(), 0);
+    }
+}

@@ -10,7 +10,7 @@ use vmwatch_api::{
     measures::VmValues,
 };
 
-use super::{machine::ConditionKey, new_alert};
+use super::{handover::new_alert, machine::ConditionKey};
 use crate::known_vms::VmFacts;
 
 /// A rule with this condition and duration. Its id depends on the condition.

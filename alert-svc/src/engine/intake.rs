@@ -71,6 +71,16 @@ impl Lag {
         }
     }
 
+    /// The lag after all records were evaluated.
+    #[cfg(test)]
+    pub(super) const fn none(now_ms: u64) -> Self {
+        Self {
+            has_more: false,
+            has_caught_up: true,
+            ..Self::new(now_ms)
+        }
+    }
+
     /// Since when alert-svc is late; `None` if it is not.
     pub(super) fn late_since_ms(&self, now_ms: u64) -> Option<u64> {
         let unread = (now_ms.saturating_sub(self.read_ms) > UNREAD_MS).then_some(self.read_ms);
@@ -199,7 +209,7 @@ impl Engine {
         }
     }
 
-    fn evaluate(&mut self, record: &EvaluationRecord) {
+    pub(super) fn evaluate(&mut self, record: &EvaluationRecord) {
         counter!("vmwatch_alert_records_total").increment(1);
         let facts = if self.machine.has_selectors() {
             self.setup.known.facts(&record.instance_id)

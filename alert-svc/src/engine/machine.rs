@@ -9,6 +9,9 @@
 //! Only conditions that hold are kept in memory. A reading that is older than the newest one of its condition changes
 //! nothing, so records may be evaluated again.
 
+mod table;
+mod transition;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -24,6 +27,7 @@ use vmwatch_api::{
     },
 };
 
+pub(super) use self::transition::{ConditionKey, Found, Reading, Step, Transition};
 use crate::definitions::Definitions;
 
 /// Maximum number of conditions that hold at the same time.
@@ -32,81 +36,8 @@ const MAX_OPEN: usize = 100_000;
 /// [`USUAL_GAPS`] times the gap before: it may have ended meanwhile, for example because the VM was off.
 const MAX_GAP_MS: u64 = 600_000;
 const USUAL_GAPS: u64 = 3;
-/// A condition that is no longer read for this time has ended, if its VM still sends samples.
-const UNREAD_MS: u64 = 900_000;
 /// Interval at which the value of a firing alert is renewed.
 const REFRESH_MS: u64 = 60_000;
-
-/// What identifies a condition: the rule, the VM, and what of the VM it is about.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct ConditionKey {
-    pub(crate) rule: RecordId,
-    /// `None` if the condition is about the deployment.
-    pub(crate) vm: Option<InstanceId>,
-    pub(crate) subject: String,
-}
-
-/// What a condition was found to be.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Found {
-    /// A value, to be compared with the threshold of the rule.
-    Value(f64),
-    /// Whether the condition holds.
-    Holds(bool),
-}
-
-/// A condition at a moment.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Reading {
-    pub(super) found: Found,
-    pub(super) at_ms: u64,
-    /// Since when the condition holds, if that is known to be before this reading.
-    pub(super) since_ms: Option<u64>,
-}
-
-impl Reading {
-    pub(super) const fn value(value: f64, at_ms: u64) -> Self {
-        Self {
-            found: Found::Value(value),
-            at_ms,
-            since_ms: None,
-        }
-    }
-
-    pub(super) const fn holds(holds: bool, since_ms: u64, at_ms: u64) -> Self {
-        Self {
-            found: Found::Holds(holds),
-            at_ms,
-            since_ms: Some(since_ms),
-        }
-    }
-}
-
-/// A change of an alert.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Step {
-    /// The condition began to hold. The alert fires at once if the duration has passed.
-    Begin { fires: bool },
-    /// The duration has passed.
-    Fire,
-    /// The value of a firing alert changed.
-    Refresh,
-    /// The condition of a firing alert ended. `held_ms` is when it was last known to hold; `None` if it only is no
-    /// longer evaluated, because the rule changed.
-    Resolve { held_ms: Option<u64> },
-    /// The condition ended before the alert fired.
-    Withdraw,
-}
-
-/// A change of the alert of a condition.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Transition {
-    pub(crate) key: ConditionKey,
-    pub(crate) step: Step,
-    pub(crate) at_ms: u64,
-    pub(crate) since_ms: u64,
-    pub(crate) value: Option<f64>,
-}
 
 /// A condition that holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,20 +89,6 @@ impl Machine {
     /// Number of conditions that hold.
     pub(super) const fn len(&self) -> usize {
         self.count
-    }
-
-    /// The conditions of a VM that hold.
-    pub(super) fn open(&self, vm: Option<&InstanceId>) -> &[Open] {
-        // The key is cloned only if alerts exist at all.
-        if self.open.is_empty() {
-            return &[];
-        }
-        self.open.get(&vm.cloned()).map_or(&[], Vec::as_slice)
-    }
-
-    /// The VMs that have conditions that hold.
-    pub(super) fn vms(&self) -> impl Iterator<Item = &InstanceId> {
-        self.open.keys().flatten()
     }
 
     /// Replaces the rules. Alerts of rules that were removed, disabled, or changed in what they mean, end.
@@ -376,79 +293,6 @@ impl Machine {
             },
         );
     }
-
-    /// Ends the conditions of a VM that its samples no longer contain, such as that of a filesystem that was unmounted.
-    /// `reads` selects the conditions that the sample at `at_ms` could have contained.
-    pub(super) fn end_unread(
-        &mut self,
-        vm: &InstanceId,
-        at_ms: u64,
-        reads: impl Fn(&Condition) -> bool,
-        out: &mut Vec<Transition>,
-    ) {
-        if self.open(Some(vm)).is_empty() {
-            return;
-        }
-        let rules = self.rules.iter().filter(|rule| reads(&rule.spec.condition));
-        let rules: HashSet<RecordId> = rules.map(|rule| rule.id.clone()).collect();
-        self.end_of_vm(vm, at_ms, out, |open| {
-            rules.contains(&open.rule) && at_ms.saturating_sub(open.seen_ms) > UNREAD_MS
-        });
-    }
-
-    /// Ends the conditions of a VM that `ends` selects.
-    pub(super) fn end_of_vm(
-        &mut self,
-        vm: &InstanceId,
-        at_ms: u64,
-        out: &mut Vec<Transition>,
-        ends: impl Fn(&Open) -> bool,
-    ) {
-        let key = Some(vm.clone());
-        if let Some(all) = self.open.get_mut(&key) {
-            end_some(key.as_ref(), all, at_ms, out, &mut self.count, false, ends);
-            if all.is_empty() {
-                self.open.remove(&key);
-            }
-        }
-    }
-
-    /// Ends all conditions that `ends` selects, because they are no longer evaluated.
-    pub(super) fn end(
-        &mut self,
-        at_ms: u64,
-        out: &mut Vec<Transition>,
-        ends: impl Fn(Option<&InstanceId>, &Open) -> bool,
-    ) {
-        for (vm, all) in &mut self.open {
-            end_some(vm.as_ref(), all, at_ms, out, &mut self.count, true, |open| {
-                ends(vm.as_ref(), open)
-            });
-        }
-        self.open.retain(|_, all| !all.is_empty());
-    }
-
-    fn find(&self, vm: Option<&InstanceId>, rule: &RecordId, subject: &str) -> Option<usize> {
-        let mut all = self.open(vm).iter();
-        all.position(|open| open.rule == *rule && open.subject == subject)
-    }
-
-    fn insert(&mut self, vm: Option<&InstanceId>, open: Open) {
-        self.open.entry(vm.cloned()).or_default().push(open);
-        self.count += 1;
-    }
-
-    fn remove(&mut self, vm: Option<&InstanceId>, index: usize) {
-        let key = vm.cloned();
-        if let Some(all) = self.open.get_mut(&key) {
-            all.swap_remove(index);
-            self.count -= 1;
-            if all.is_empty() {
-                self.open.remove(&key);
-            }
-        }
-        self.is_full = self.count >= MAX_OPEN;
-    }
 }
 
 /// Whether samples decide the condition.
@@ -461,40 +305,4 @@ pub(super) const fn is_of_samples(condition: &Condition) -> bool {
             | Condition::ProcessCpu { .. }
             | Condition::ProcessMem { .. }
     )
-}
-
-fn end_some(
-    vm: Option<&InstanceId>,
-    all: &mut Vec<Open>,
-    at_ms: u64,
-    out: &mut Vec<Transition>,
-    count: &mut usize,
-    is_of_rule: bool,
-    ends: impl Fn(&Open) -> bool,
-) {
-    all.retain(|open| {
-        if !ends(open) {
-            return true;
-        }
-        let step = if open.is_firing {
-            Step::Resolve {
-                held_ms: (!is_of_rule).then_some(open.seen_ms),
-            }
-        } else {
-            Step::Withdraw
-        };
-        out.push(Transition {
-            key: ConditionKey {
-                rule: open.rule.clone(),
-                vm: vm.cloned(),
-                subject: open.subject.clone(),
-            },
-            step,
-            at_ms: at_ms.max(open.since_ms),
-            since_ms: open.since_ms,
-            value: open.value,
-        });
-        *count -= 1;
-        false
-    });
 }

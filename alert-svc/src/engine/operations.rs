@@ -1,11 +1,9 @@
 //! Operations on VMs: those that failed, and those that ended the condition of an alert. They are read from
 //! lifecycle-svc.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+mod failures;
+
+use std::{sync::Arc, time::Duration};
 
 use metrics::counter;
 use tokio::{
@@ -23,6 +21,9 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, Context};
 
+pub(super) use self::failures::FailuresByVm;
+use self::failures::{DAY_MS, Outcomes};
+
 /// Deadline of a request.
 pub(super) const DEADLINE: Duration = Duration::from_millis(1500);
 /// Interval at which operations are read.
@@ -33,8 +34,6 @@ const PAGE: u64 = 200;
 const MAX_PAGES: usize = 10;
 /// Operations that were requested longer ago than this have ended and were read before.
 const LOOK_BACK_MS: u64 = 3_600_000;
-/// At first, the operations of the last day are read.
-const DAY_MS: u64 = 86_400_000;
 /// Time for which an answer is used again.
 const FRESH: Duration = Duration::from_secs(1);
 /// An operation explains the end of a condition that held at most this long after it.
@@ -47,58 +46,6 @@ pub(super) fn context(limit: Duration) -> Context {
         role: Role::Viewer,
         scope: Scope::All,
     })
-}
-
-/// Failed operations on a VM since the last one that succeeded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Failures {
-    /// When the first one ended, in Unix milliseconds.
-    pub(super) first_ms: u64,
-    /// When the last one ended, in Unix milliseconds.
-    pub(super) last_ms: u64,
-}
-
-/// The failures of each VM during the last day.
-pub(super) type FailuresByVm = HashMap<InstanceId, Failures>;
-
-/// Operations on VMs, read from the newest to the oldest.
-#[derive(Debug, Default)]
-struct Outcomes {
-    failures: FailuresByVm,
-    /// VMs on which an operation succeeded. Earlier failures do not count.
-    succeeded: HashSet<InstanceId>,
-}
-
-impl Outcomes {
-    /// Adds an operation that was requested before all those that were added.
-    fn add(&mut self, operation: &Operation) {
-        let vm = &operation.instance_id;
-        if operation.state == OperationState::Succeeded {
-            self.succeeded.insert(vm.clone());
-        } else if operation.state.is_failure() && !self.succeeded.contains(vm) {
-            let at_ms = ended_ms(operation);
-            let failures = self.failures.entry(vm.clone()).or_insert(Failures {
-                first_ms: at_ms,
-                last_ms: at_ms,
-            });
-            failures.first_ms = failures.first_ms.min(at_ms);
-            failures.last_ms = failures.last_ms.max(at_ms);
-        }
-    }
-
-    /// The failures of the last day, together with those known from earlier reads.
-    fn after(self, earlier: &FailuresByVm, now_ms: u64) -> FailuresByVm {
-        let mut all = self.failures;
-        for (vm, earlier) in earlier {
-            if !self.succeeded.contains(vm) {
-                let failures = all.entry(vm.clone()).or_insert(*earlier);
-                failures.first_ms = failures.first_ms.min(earlier.first_ms);
-                failures.last_ms = failures.last_ms.max(earlier.last_ms);
-            }
-        }
-        all.retain(|_, failures| now_ms.saturating_sub(failures.last_ms) < DAY_MS);
-        all
-    }
 }
 
 /// Reads operations.
@@ -230,11 +177,6 @@ fn last_effect<'a>(operations: &'a [Operation], vm: &InstanceId) -> Option<&'a O
     own.max_by_key(|one| one.requested_at_ms)
 }
 
-/// When the operation ended, or was requested if it has not ended.
-fn ended_ms(operation: &Operation) -> u64 {
-    operation.finished_at_ms.unwrap_or(operation.requested_at_ms)
-}
-
 /// Whether an operation can end such a condition.
 fn can_end(operation: &Operation, condition: &Condition) -> bool {
     let restarts = operation.verb == Verb::Reboot;
@@ -334,51 +276,6 @@ mod tests {
         assert!(explains(running, OFF, 3000));
         let stop = operation("vm-1", Verb::Stop, OperationState::Succeeded, 2000);
         assert!(!explains(stop, OFF, 3000));
-    }
-
-    fn outcomes(newest_first: &[Operation]) -> Outcomes {
-        let mut outcomes = Outcomes::default();
-        for operation in newest_first {
-            outcomes.add(operation);
-        }
-        outcomes
-    }
-
-    #[test]
-    fn failures_of_a_vm_count_since_the_last_operation_that_succeeded() {
-        let of = |state, ended_ms| operation("vm-1", Verb::Start, state, ended_ms);
-        let (failed, succeeded) = (OperationState::Failed, OperationState::Succeeded);
-        let vm: InstanceId = "vm-1".parse().unwrap();
-        let read = outcomes(&[
-            of(failed, 4000),
-            of(failed, 3000),
-            of(succeeded, 2000),
-            of(failed, 1000),
-        ]);
-        let expected = Failures {
-            first_ms: 3000,
-            last_ms: 4000,
-        };
-        let known = read.after(&FailuresByVm::new(), 5000);
-        assert_eq!(known.get(&vm), Some(&expected));
-
-        let later = outcomes(&[of(failed, 9000)]).after(&known, 9500);
-        let expected = Failures {
-            last_ms: 9000,
-            ..expected
-        };
-        assert_eq!(later.get(&vm), Some(&expected));
-        // Any number of failures of a VM takes the same memory.
-        let many: Vec<_> = (10_000..20_000).rev().map(|at| of(failed, at)).collect();
-        assert_eq!(outcomes(&many).after(&later, 20_000).len(), 1);
-        assert_eq!(
-            outcomes(&[of(succeeded, 9600)]).after(&later, 9700),
-            FailuresByVm::new()
-        );
-        assert_eq!(
-            Outcomes::default().after(&later, 9000 + DAY_MS),
-            FailuresByVm::new()
-        );
     }
 
     #[test]

@@ -43,6 +43,8 @@ impl Sum {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Parts {
     at_ms: u64,
+    /// The time of its readings, which differs if the clock of the VM is slow.
+    read_ms: u64,
     /// The parts that were added, so that one that is delivered twice is counted once.
     seen: BTreeSet<u32>,
     /// Whether the sample has process rows at all.
@@ -53,9 +55,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) const fn new(at_ms: u64) -> Self {
+    pub(super) const fn new(at_ms: u64, read_ms: u64) -> Self {
         Self {
             at_ms,
+            read_ms,
             seen: BTreeSet::new(),
             has_processes: false,
             revision: u64::MAX,
@@ -120,7 +123,7 @@ impl Parts {
             if let Some(value) = sum.value(condition)
                 && decides(value, condition.threshold())
             {
-                let reading = Reading::value(value, self.at_ms);
+                let reading = Reading::value(value, self.read_ms);
                 let machine = &mut *evaluation.machine;
                 machine.observe(&rule, Some(vm), name.as_str(), reading, evaluation.out);
             }

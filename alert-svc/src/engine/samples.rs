@@ -1,7 +1,8 @@
 //! Turns evaluation records into readings of conditions. It does no I/O.
 //!
-//! A record is ignored if a newer sample of its VM was evaluated. A record that arrived late, because its agent had
-//! spooled it, only shows that the VM is not silent: nothing begins or ends in the past.
+//! A record is ignored if a newer sample of its source was evaluated. A record that arrived late, because its agent had
+//! spooled it, only shows that the VM is not silent: nothing begins or ends in the past. If all records of a VM are late
+//! by the same time, its clock is slow; they are then evaluated as of their arrival.
 
 use std::collections::HashMap;
 
@@ -16,15 +17,16 @@ use vmwatch_api::{
 };
 
 use super::{
+    delay::Delay,
     machine::{Machine, Reading, Transition},
     parts::Parts,
     watched::Watched,
 };
 use crate::known_vms::VmFacts;
 
-/// A sample that arrived later than this after its time comes from a spool.
+/// A sample that arrived later than this after its time comes from a spool, or from a VM whose clock is slow.
 const LATE_MS: u64 = 120_000;
-/// The hypervisor's samples count while there is no sample of the agent that is newer than this.
+/// The hypervisor's samples count if no sample of the agent that arrived within this time was evaluated.
 const AGENT_IS_CURRENT_MS: u64 = 120_000;
 /// Maximum number of VMs.
 const MAX_VMS: usize = 200_000;
@@ -34,10 +36,12 @@ const MAX_INTERVAL_MS: u64 = 3_600_000;
 /// What is known of the samples of a VM. All times are Unix milliseconds.
 #[derive(Debug, Default)]
 pub(super) struct VmSamples {
-    /// Time of the newest evaluated sample.
-    pub(super) newest_ms: u64,
-    /// Time of the newest sample of the agent.
-    agent_ms: u64,
+    /// Time of the newest sample of the agent, by the clock of the VM.
+    newest_ms: u64,
+    /// Time of the newest evaluated sample of the hypervisor.
+    measured_ms: u64,
+    /// When the newest evaluated sample of the agent arrived.
+    evaluated_ms: u64,
     /// When the newest sample of the agent arrived; 0 if none did.
     pub(super) arrived_ms: u64,
     /// When the VM was last seen off after an operation had stopped it; 0 if it was not. Silence counts from then on.
@@ -45,7 +49,8 @@ pub(super) struct VmSamples {
     /// Usual time between two arrivals; 0 if unknown.
     pub(super) interval_ms: u64,
     /// Whether this differs from what is stored.
-    pub(super) is_unsaved: bool,
+    is_unsaved: bool,
+    delay: Delay,
     /// The process rows of the newest sample.
     parts: Parts,
 }
@@ -158,62 +163,87 @@ impl Samples {
     fn take(
         &mut self,
         record: &EvaluationRecord,
-        mut evaluation: Option<&mut Evaluation<'_>>,
+        evaluation: Option<&mut Evaluation<'_>>,
         watched: &Watched,
     ) {
         self.newest_arrival_ms = self.newest_arrival_ms.max(record.arrived_ms);
         let Some(vm) = self.vm(&record.instance_id) else {
             return;
         };
-        let is_agent = record.source == Source::Agent;
-        if is_agent {
-            vm.note_arrival(record.arrived_ms);
-        }
-        let (id, at_ms) = (&record.instance_id, record.at_ms);
-        if at_ms < vm.newest_ms {
-            counter!("vmwatch_alert_records_ignored_total", "reason" => "older").increment(1);
-            return;
-        }
-        let is_late = record.arrived_ms.saturating_sub(at_ms) > LATE_MS;
-        if is_late {
-            counter!("vmwatch_alert_records_ignored_total", "reason" => "late").increment(1);
-            if is_agent {
-                vm.newest_ms = at_ms;
-                vm.agent_ms = vm.agent_ms.max(at_ms);
-            }
-            return;
-        }
-        if !is_agent {
-            if at_ms.saturating_sub(vm.agent_ms) >= AGENT_IS_CURRENT_MS {
-                vm.newest_ms = at_ms;
-                if let Some(evaluation) = evaluation {
-                    evaluation.measures(record);
-                }
-            }
-            return;
-        }
-        // The next sample begins, so the one before is complete.
-        if vm.parts.at_ms() < at_ms {
-            let complete = std::mem::replace(&mut vm.parts, Parts::new(at_ms));
-            if let Some(evaluation) = evaluation.as_deref_mut() {
-                complete.decide(id, evaluation);
-            }
-        }
-        vm.newest_ms = at_ms;
-        vm.agent_ms = vm.agent_ms.max(at_ms);
-        vm.parts.add(record, watched);
-        if let Some(evaluation) = evaluation {
-            evaluation.measures(record);
-            evaluation.filesystems(record);
-            vm.parts.decide_early(id, evaluation);
+        match record.source {
+            Source::Agent => vm.take(record, evaluation, watched),
+            Source::Hypervisor => vm.take_measured(record, evaluation),
         }
     }
+}
+
+/// How long after its time the record arrived, in milliseconds.
+const fn delay_ms(record: &EvaluationRecord) -> u64 {
+    record.arrived_ms.saturating_sub(record.at_ms)
+}
+
+fn ignored(reason: &'static str) {
+    counter!("vmwatch_alert_records_ignored_total", "reason" => reason).increment(1);
 }
 
 impl VmSamples {
     /// Since when the agent is silent, if it is.
     pub(super) fn silent_since_ms(&self) -> u64 {
         self.arrived_ms.max(self.stopped_ms)
+    }
+
+    /// Takes a record of the agent.
+    fn take(
+        &mut self,
+        record: &EvaluationRecord,
+        mut evaluation: Option<&mut Evaluation<'_>>,
+        watched: &Watched,
+    ) {
+        self.note_arrival(record.arrived_ms);
+        let at_ms = record.at_ms;
+        if at_ms < self.newest_ms {
+            ignored("older");
+            return;
+        }
+        self.newest_ms = at_ms;
+        let delay_ms = delay_ms(record);
+        let steady_ms = self.delay.note(delay_ms, record.arrived_ms);
+        // A delay that varies around the limit is always on the same side of it.
+        let is_late = steady_ms.unwrap_or(delay_ms) > LATE_MS;
+        if is_late && steady_ms.is_none() {
+            ignored("late");
+            return;
+        }
+        self.evaluated_ms = self.evaluated_ms.max(record.arrived_ms);
+        let read_ms = if is_late { record.arrived_ms } else { at_ms };
+        let id = &record.instance_id;
+        // The next sample begins, so the one before is complete.
+        if self.parts.at_ms() < at_ms {
+            let complete = std::mem::replace(&mut self.parts, Parts::new(at_ms, read_ms));
+            if let Some(evaluation) = evaluation.as_deref_mut() {
+                complete.decide(id, evaluation);
+            }
+        }
+        self.parts.add(record, watched);
+        if let Some(evaluation) = evaluation {
+            evaluation.measures(record, read_ms);
+            evaluation.filesystems(record, read_ms);
+            self.parts.decide_early(id, evaluation);
+        }
+    }
+
+    /// Takes a record of the hypervisor, which is evaluated only while the agent's records are not.
+    fn take_measured(&mut self, record: &EvaluationRecord, evaluation: Option<&mut Evaluation<'_>>) {
+        if record.at_ms < self.measured_ms {
+            ignored("older");
+        } else if delay_ms(record) > LATE_MS {
+            ignored("late");
+        } else if record.arrived_ms.saturating_sub(self.evaluated_ms) >= AGENT_IS_CURRENT_MS {
+            self.measured_ms = record.at_ms;
+            if let Some(evaluation) = evaluation {
+                evaluation.measures(record, record.at_ms);
+            }
+        }
     }
 
     fn note_arrival(&mut self, arrived_ms: u64) {
@@ -240,22 +270,23 @@ impl Evaluation<'_> {
         rules.cloned().collect()
     }
 
-    fn measures(&mut self, record: &EvaluationRecord) {
+    /// Evaluates the measures of a record. `read_ms` is the time of the readings.
+    fn measures(&mut self, record: &EvaluationRecord, read_ms: u64) {
         let Some(values) = &record.vm else { return };
         let vm = &record.instance_id;
         for rule in self.rules(vm) {
             if let Condition::Measure { measure, .. } = &rule.spec.condition
                 && let Some(value) = measure.value(values)
             {
-                let reading = Reading::value(value, record.at_ms);
+                let reading = Reading::value(value, read_ms);
                 self.machine.observe(&rule, Some(vm), "", reading, self.out);
             }
         }
         let reads = |condition: &Condition| matches!(condition, Condition::Measure { .. });
-        self.machine.end_unread(vm, record.at_ms, reads, self.out);
+        self.machine.end_unread(vm, read_ms, reads, self.out);
     }
 
-    fn filesystems(&mut self, record: &EvaluationRecord) {
+    fn filesystems(&mut self, record: &EvaluationRecord, read_ms: u64) {
         if record.filesystems.is_empty() {
             return;
         }
@@ -270,12 +301,12 @@ impl Evaluation<'_> {
                     .as_ref()
                     .is_none_or(|pattern| pattern.matches(&one.mount_point))
             }) {
-                let reading = Reading::value(one.used, record.at_ms);
+                let reading = Reading::value(one.used, read_ms);
                 self.machine
                     .observe(&rule, Some(vm), &one.mount_point, reading, self.out);
             }
         }
         let reads = |condition: &Condition| matches!(condition, Condition::Filesystem { .. });
-        self.machine.end_unread(vm, record.at_ms, reads, self.out);
+        self.machine.end_unread(vm, read_ms, reads, self.out);
     }
 }

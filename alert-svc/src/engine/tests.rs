@@ -1,5 +1,7 @@
 //! Tests of the rules by which records become changes of alerts.
 
+mod clocks;
+
 use vmwatch_api::{
     alerts::{
         AlertState,

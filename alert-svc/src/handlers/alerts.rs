@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, deserialize_from_document, doc, serialize_to_bson};
 use serde::Deserialize;
+use tracing::{Instrument, Span};
 use vmwatch_api::{
     Scope,
     alerts::{Alert, AlertFilter, AlertPage, AlertPosition, AlertState, AlertsAcknowledge, RecordRef},
@@ -12,6 +13,7 @@ use vmwatch_api::{
     time::unix_millis,
 };
 use vmwatch_bus::Context;
+use vmwatch_store::command_span;
 
 use super::{Handlers, changed_meanwhile, conflict, in_scope, not_found, scope_of};
 use crate::{
@@ -46,7 +48,8 @@ impl Handlers {
             .find(selection(&filter, scope))
             .sort(doc! { "alert.since_ms": -1, "_id": 1 })
             .limit(i64::from(filter.limit.get()) + 1);
-        let found: Vec<StoredAlert> = found.await?.try_collect().await?;
+        let reading = async { found.await?.try_collect::<Vec<StoredAlert>>().await };
+        let found = reading.instrument(self.span("find")).await?;
         let (alerts, more) = first_page(found.into_iter().map(|stored| stored.alert), limit);
         let next = alerts.last().filter(|_| more).map(|last| AlertPosition {
             since_ms: last.since_ms,
@@ -76,8 +79,9 @@ impl Handlers {
             doc! { "$match": filter },
             doc! { "$group": { "_id": field, "count": { "$sum": 1 } } },
         ];
-        let found = self.store.alerts.aggregate(pipeline).await?;
-        let counts: Vec<Document> = found.try_collect().await?;
+        let found = self.store.alerts.aggregate(pipeline);
+        let reading = async { found.await?.try_collect::<Vec<Document>>().await };
+        let counts = reading.instrument(self.span("aggregate")).await?;
         let counts = counts
             .into_iter()
             .filter_map(|count| deserialize_from_document::<Count>(count).ok());
@@ -98,8 +102,14 @@ impl Handlers {
     async fn find_alert(&self, context: &Context, alert: &RecordRef) -> Result<StoredAlert, AlertError> {
         let mut filter = doc! { "_id": alert.id.as_str() };
         filter.extend(in_scope(scope_of(context)));
-        let found = self.store.alerts.find_one(filter).await?;
+        let reading = self.store.alerts.find_one(filter).into_future();
+        let found = reading.instrument(self.span("find")).await?;
         found.ok_or_else(|| not_found("alert"))
+    }
+
+    /// The trace span of a command on the collection of alerts.
+    fn span(&self, operation: &'static str) -> Span {
+        command_span(operation, self.store.alerts.name())
     }
 
     /// Acknowledges a firing alert. If the alert changes at the same time, such as by a new value, the change is

@@ -1,25 +1,20 @@
 //! Computes from rollups when a rule would have fired in the last seven days.
 
+mod reads;
 mod timeline;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, stream};
 use vmwatch_api::{
-    InstanceId,
-    alerts::rules::{
-        Condition, Firing, MeasureName, PREVIEW_MS, PREVIEW_VMS, Preview, PreviewVm, RuleSpec, Threshold,
-        VmSelector,
-    },
-    history::{Points, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmHypervisorHistory, VmSeries},
-    metrics::Limit,
+    alerts::rules::{Condition, Firing, MeasureName, PREVIEW_MS, Preview, PreviewVm, RuleSpec, Threshold},
+    history::VmBucket,
     time::unix_millis,
-    vms::{List, VmFilter, VmQuery},
-    wire::{Fault, FaultKind},
+    wire::Fault,
 };
 use vmwatch_bus::Context;
 
-use self::timeline::Bucket;
+use self::{reads::SelectedVm, timeline::Bucket};
 use super::Handlers;
 use crate::AlertError;
 
@@ -27,10 +22,6 @@ use crate::AlertError;
 const AT_ONCE: usize = 2;
 /// Time before the deadline at which reading ends, in milliseconds, so that the answer arrives in time.
 const RESERVE_MS: u64 = 300;
-/// Number of parts in which the history of a VM is read, and of the time buckets of each part. With these, a time
-/// bucket is five minutes long, the shortest rollup.
-const PARTS: u64 = 2;
-const POINTS: u64 = 1100;
 /// Maximum number of firings of a VM that are answered, the newest.
 const MAX_FIRINGS: usize = 100;
 
@@ -43,11 +34,6 @@ enum Evaluated {
 
 /// What the history of a VM showed.
 type Outcome = Result<(PreviewVm, u64), Fault>;
-
-struct SelectedVm {
-    instance_id: InstanceId,
-    name: Option<String>,
-}
 
 impl Handlers {
     /// Computes when a rule would have fired for up to 50 VMs that the principal may see.
@@ -81,44 +67,6 @@ impl Handlers {
             .await;
         collect(&mut preview, outcomes);
         Ok(preview)
-    }
-
-    /// The first VMs that the rule selects, by id, and the number of all of them.
-    async fn selected_vms(
-        &self,
-        context: &Context,
-        selector: &VmSelector,
-    ) -> Result<(Vec<SelectedVm>, u64), Fault> {
-        let mut query = VmQuery {
-            filter: VmFilter {
-                hypervisor: selector.hypervisor.clone(),
-                ..VmFilter::default()
-            },
-            limit: Limit::new(1000).unwrap_or_default(),
-            ..VmQuery::default()
-        };
-        let (mut selected, mut count) = (Vec::new(), 0);
-        loop {
-            let page = self.bus.call::<List>(context, &query).await?;
-            for vm in page.vms {
-                let hypervisors = vm.hypervisor.iter().chain(&vm.also_on);
-                let hypervisors: Vec<_> = hypervisors.map(String::as_str).collect();
-                if !selector.contains(&vm.instance_id, vm.name.as_deref(), &hypervisors, &vm.labels) {
-                    continue;
-                }
-                count += 1;
-                if selected.len() < PREVIEW_VMS {
-                    selected.push(SelectedVm {
-                        instance_id: vm.instance_id,
-                        name: vm.name,
-                    });
-                }
-            }
-            if page.next.is_none() {
-                return Ok((selected, count));
-            }
-            query.cursor = page.next;
-        }
     }
 
     /// Computes when the rule would have fired for a VM, and the length of the longest time bucket that was read.
@@ -155,57 +103,6 @@ impl Handlers {
             firing: newest(firing),
         };
         Ok((vm, step_ms))
-    }
-
-    /// Reads the time buckets of a VM, each with its length.
-    async fn history(
-        &self,
-        context: &Context,
-        instance_id: &InstanceId,
-        (from_ms, to_ms): (u64, u64),
-        of_hypervisor: bool,
-    ) -> Result<Vec<(VmBucket, u64)>, Fault> {
-        let mut read = Vec::new();
-        let part_ms = (to_ms - from_ms) / PARTS;
-        for part in 0..PARTS {
-            let start_ms = from_ms + part * part_ms;
-            let Some(range) = TimeRange::new(start_ms, start_ms + part_ms) else {
-                continue;
-            };
-            let mut query = VmHistoryQuery {
-                instance_id: instance_id.clone(),
-                range,
-                points: Points::new(POINTS).unwrap_or_default(),
-                after_ms: None,
-            };
-            loop {
-                let series = self.page(context, &query, of_hypervisor).await?;
-                let step_ms = series.step_ms;
-                read.extend(series.buckets.into_iter().map(|bucket| (bucket, step_ms)));
-                if series.next.is_none() {
-                    break;
-                }
-                query.after_ms = series.next;
-            }
-        }
-        Ok(read)
-    }
-
-    async fn page(
-        &self,
-        context: &Context,
-        query: &VmHistoryQuery,
-        of_hypervisor: bool,
-    ) -> Result<VmSeries, Fault> {
-        if context.remaining().is_zero() {
-            let text = "the time limit of the request had passed";
-            return Err(Fault::new(FaultKind::Timeout, text));
-        }
-        if of_hypervisor {
-            self.bus.call::<VmHypervisorHistory>(context, query).await
-        } else {
-            self.bus.call::<VmHistory>(context, query).await
-        }
     }
 }
 
@@ -299,7 +196,7 @@ fn collect(preview: &mut Preview, outcomes: Vec<Outcome>) {
 
 #[cfg(test)]
 mod tests {
-    use vmwatch_api::history::Stat;
+    use vmwatch_api::{history::Stat, wire::FaultKind};
 
     use super::*;
 

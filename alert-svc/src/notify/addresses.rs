@@ -4,19 +4,20 @@
 //! own servers, and of networks that the deployment denies are refused. A name is resolved once: all of its addresses are
 //! checked, and the connection goes to one of these.
 
+mod listeners;
 mod ranges;
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use http::Uri;
+use ipnet::IpNet;
 use tokio::time::timeout;
 use vmwatch_api::alerts::channels::{ChannelTarget, ReceiverUrl, SmtpServer};
 
+use self::listeners::Listeners;
 use super::settings::AddressSettings;
 
 /// Time limit for the resolution of a name.
@@ -38,11 +39,10 @@ pub(crate) enum AddressError {
     #[error("{address} is refused: vmwatch, NATS or MongoDB listens on it")]
     Listener { address: SocketAddr },
     #[error("{address} is refused: VMWATCH_ALERT_DENY contains the network {network}")]
-    Denied {
-        address: SocketAddr,
-        network: ipnet::IpNet,
-    },
-    #[error("{listener}, which is never a receiver, could not be resolved to compare addresses: {reason}")]
+    Denied { address: SocketAddr, network: IpNet },
+    #[error(
+        "no receiver can be checked, because {listener}, which is never a receiver, could not be resolved: {reason}; correct VMWATCH_ALERT_INTERNAL or the name server"
+    )]
     ListenerUnknown { listener: String, reason: String },
 }
 
@@ -94,17 +94,17 @@ impl From<SmtpServer> for Endpoint {
 /// The rules for addresses of receivers.
 #[derive(Debug)]
 pub(crate) struct Addresses {
-    settings: AddressSettings,
-    /// The addresses of listeners when they were last resolved, so that receivers can be checked while a name server is
-    /// unreachable.
-    resolved: Mutex<HashMap<String, Vec<SocketAddr>>>,
+    deny: Vec<IpNet>,
+    allow: Vec<SocketAddr>,
+    listeners: Listeners,
 }
 
 impl Addresses {
     pub(crate) fn new(settings: AddressSettings) -> Self {
         Self {
-            settings,
-            resolved: Mutex::default(),
+            deny: settings.deny,
+            allow: settings.allow,
+            listeners: Listeners::new(settings.listeners),
         }
     }
 
@@ -121,7 +121,7 @@ impl Addresses {
                 host: endpoint.host.clone(),
                 reason,
             })?;
-        let listeners = self.listeners().await?;
+        let listeners = self.listeners.addresses().await?;
         for &address in &addresses {
             self.check_address(address, &listeners)?;
         }
@@ -132,46 +132,27 @@ impl Addresses {
         if listeners.iter().any(|&listener| is_listener(address, listener)) {
             return Err(AddressError::Listener { address });
         }
-        if self.settings.allow.contains(&address) {
+        if self.allow.contains(&address) {
             return Ok(());
         }
         if let Some(kind) = ranges::refused(address.ip()) {
             return Err(AddressError::Special { address, kind });
         }
         let ip = address.ip().to_canonical();
-        match self.settings.deny.iter().find(|network| network.contains(&ip)) {
+        match self.deny.iter().find(|network| network.contains(&ip)) {
             Some(&network) => Err(AddressError::Denied { address, network }),
             None => Ok(()),
         }
     }
 
-    /// The addresses of the servers and listeners that are never receivers.
-    async fn listeners(&self) -> Result<Vec<SocketAddr>, AddressError> {
-        let mut all = Vec::new();
-        for listener in &self.settings.listeners {
-            let name = format!("{}:{}", listener.host, listener.port);
-            match resolve(listener).await {
-                Ok(addresses) => {
-                    all.extend(&addresses);
-                    self.resolved().insert(name, addresses);
-                }
-                Err(reason) => {
-                    let resolved = self.resolved();
-                    let Some(addresses) = resolved.get(&name) else {
-                        return Err(AddressError::ListenerUnknown {
-                            listener: name,
-                            reason,
-                        });
-                    };
-                    all.extend(addresses);
-                }
-            }
-        }
-        Ok(all)
+    /// Why no receiver can be checked at the moment; a text for administrators.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.listeners.problem()
     }
 
-    fn resolved(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
-        self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the addresses of listeners current, until it is cancelled.
+    pub(crate) async fn watch(&self) {
+        self.listeners.watch().await;
     }
 }
 

@@ -173,10 +173,31 @@ mod tests {
             .split("\n\n")
             .filter(|paragraph| paragraph.starts_with("    {\"") && paragraph.contains("tojson"))
             .collect();
-        assert_eq!(documented.len(), 6, "{documented:?}");
-        for text in documented {
-            let body = super::body(&template(text), &message("test")).unwrap().unwrap();
-            assert!(body.contains("This is a test message"), "{body}");
+        let texts = [
+            ("/text", "slack"),
+            ("/attachments/0/content/body/0/text", "teams"),
+            ("/message", "ntfy"),
+            ("/text/content", "dingtalk"),
+            ("/text/content", "wecom"),
+            ("/content/text", "feishu"),
+        ];
+        assert_eq!(documented.len(), texts.len(), "{documented:?}");
+        for (text, (pointer, service)) in documented.into_iter().zip(texts) {
+            let with = |text: &str| {
+                let body = super::body(&template(text), &message("test")).unwrap().unwrap();
+                let body: Value = serde_json::from_str(&body).unwrap();
+                body.pointer(pointer).unwrap().as_str().unwrap().to_owned()
+            };
+            assert!(with(text).contains("This is a test message"), "{service}");
+            // A text with what services interpret.
+            let special = text.replace("text |", "\"<!here> & \\\"x\\\"\\ny\" |");
+            let expected = match service {
+                "slack" => "&lt;!here&gt; &amp; \"x\"\ny",
+                "teams" => "<!here> & \"x\"\n\ny",
+                "ntfy" | "feishu" => "<!here> & \"x\"\ny",
+                _ => continue,
+            };
+            assert_eq!(with(&special), expected, "{service}");
         }
     }
 

@@ -4,6 +4,5 @@ mod delivery;
 mod failures;
 mod making;
 mod peers;
-mod receiver;
 mod scene;
 mod texts;

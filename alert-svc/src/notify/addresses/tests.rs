@@ -107,6 +107,7 @@ async fn listeners_of_the_deployment_cannot_be_allowed() {
                 "{listener} {endpoint}: {refused}"
             );
         }
+        assert_eq!(addresses.problem(), None);
         assert!(check(&addresses, "10.9.9.9:4222").await.is_err());
         assert!(check(&addresses, "10.9.9.9:4223").await.is_ok());
     }
@@ -117,6 +118,7 @@ async fn unresolvable_listener_refuses_receivers() {
     let addresses = addresses(&[], &[], &["nats.invalid:4222"]);
     let refused = check(&addresses, "10.1.2.3:80").await.unwrap_err();
     assert!(refused.contains("nats.invalid:4222"), "{refused}");
+    assert_eq!(addresses.problem(), Some(refused));
 }
 
 #[test]

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
 use sha2::Sha256;
+use testkit::webhooks::{Received, Receiver};
 use vmwatch_api::alerts::{
     RecordId,
     channels::{Message, Purpose},
 };
 
-use super::{
-    receiver::{Received, Receiver},
-    scene::{Scene, is_delivered, until},
-};
+use super::scene::{Scene, is_delivered, until};
 use crate::{rekey, seal::Keys, store::StoredMessage};
 
 async fn webhook(scene: &mut Scene, more: serde_json::Value) -> (Receiver, RecordId) {

@@ -4,16 +4,16 @@ use std::time::Instant;
 
 use mongodb::bson::doc;
 use serde_json::json;
-use testkit::PATIENCE;
+use testkit::{
+    PATIENCE,
+    webhooks::{Behaviour, Receiver},
+};
 use vmwatch_api::{
     alerts::{AlertState, RecordId},
     time::unix_millis,
 };
 
-use super::{
-    receiver::{Behaviour, Receiver},
-    scene::{Scene, is_delivered, until},
-};
+use super::scene::{Scene, is_delivered, until};
 
 async fn channel(scene: &mut Scene, name: &str) -> (Receiver, RecordId) {
     let receiver = Receiver::start().await;

@@ -5,69 +5,12 @@ use std::{fs, path::Path};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Map, Value, json};
-use testkit::{PATIENCE, Process, Spec, eventually, free_port};
-
-use super::{
-    receiver::{Received, Receiver},
-    scene::{Scene, is_delivered, until},
+use testkit::{
+    Alertmanager, MailServer, PATIENCE, eventually,
+    webhooks::{Received, Receiver},
 };
 
-/// An Alertmanager that notifies a webhook.
-struct Alertmanager {
-    _process: Process,
-    port: u16,
-}
-
-impl Alertmanager {
-    async fn start(folder: &Path, webhook: &str) -> Self {
-        let port = free_port();
-        let config = json!({
-            "route": {
-                "receiver": "hook", "group_by": ["instance_id", "env"],
-                "group_wait": "0s", "group_interval": "1s", "repeat_interval": "1h",
-            },
-            "receivers": [{ "name": "hook", "webhook_configs": [{ "url": webhook, "send_resolved": true }] }],
-        });
-        let file = folder.join("alertmanager.yml");
-        fs::write(&file, config.to_string()).unwrap();
-        let args = [
-            format!("--config.file={}", file.display()),
-            format!("--storage.path={}", folder.join("alertmanager").display()),
-            format!("--web.listen-address=127.0.0.1:{port}"),
-            "--cluster.listen-address=".to_owned(),
-        ];
-        let process = Process::start(Spec {
-            name: "alertmanager".to_owned(),
-            program: testkit::alertmanager(),
-            args: args.to_vec(),
-            env: Vec::new(),
-            log: folder.join("alertmanager.log"),
-        });
-        let alertmanager = Self {
-            _process: process,
-            port,
-        };
-        eventually("Alertmanager answers", PATIENCE, async || {
-            let answer = reqwest::get(alertmanager.url("/-/ready")).await;
-            answer
-                .and_then(reqwest::Response::error_for_status)
-                .map(drop)
-                .map_err(|error| error.to_string())
-        })
-        .await;
-        alertmanager
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
-    }
-
-    /// The alerts that are active.
-    async fn active(&self) -> Vec<Value> {
-        let answer = reqwest::get(self.url("/api/v2/alerts")).await.unwrap();
-        answer.json().await.unwrap()
-    }
-}
+use super::scene::{Scene, is_delivered, until};
 
 async fn received(receiver: &Receiver, count: usize) -> Vec<Received> {
     until("requests arrive", || {
@@ -123,9 +66,7 @@ async fn webhook_has_the_json_that_alertmanager_sends() {
     let mut scene = Scene::new().await;
     let (own, theirs) = (Receiver::start().await, Receiver::start().await);
     let alertmanager = Alertmanager::start(scene.folder.path(), &theirs.url()).await;
-    scene
-        .allow
-        .extend([own.address, ([127, 0, 0, 1], alertmanager.port).into()]);
+    scene.allow.extend([own.address, alertmanager.address]);
     "http://vmwatch.test".clone_into(&mut scene.settings.public_url);
     let webhook = json!({ "kind": "webhook", "url": own.url() });
     scene
@@ -166,24 +107,21 @@ async fn alertmanager_shows_the_alert_until_it_is_resolved() {
     let mut scene = Scene::new().await;
     let hook = Receiver::start().await;
     let alertmanager = Alertmanager::start(scene.folder.path(), &hook.url()).await;
-    scene.allow.push(([127, 0, 0, 1], alertmanager.port).into());
+    scene.allow.push(alertmanager.address);
     let target = json!({ "kind": "alertmanager", "url": alertmanager.url("/") });
     scene
         .add_channel("am", target, json!({ "heartbeat_seconds": 10 }))
         .await;
     let alert = scene.fire("vm-1").await;
     let notifier = scene.notifier();
-    let named = |alerts: &[Value], name: &str| {
-        alerts
-            .iter()
-            .find(|alert| alert["labels"]["alertname"] == name)
-            .cloned()
+    let wait_for = async |name: &str| {
+        eventually("the alert is shown", PATIENCE, async || {
+            let shown = alertmanager.alert(name).await;
+            shown.ok_or_else(|| name.to_owned())
+        })
+        .await
     };
-    let shown = eventually("the alert is shown", PATIENCE, async || {
-        let active = alertmanager.active().await;
-        named(&active, "CPU high").ok_or_else(|| format!("{active:?}"))
-    })
-    .await;
+    let shown = wait_for("CPU high").await;
     assert_eq!(shown["labels"]["instance_id"], "vm-1");
     assert!(
         shown["annotations"]["culprits"]
@@ -192,19 +130,17 @@ async fn alertmanager_shows_the_alert_until_it_is_resolved() {
             .contains("pg_restore"),
         "{shown}"
     );
-    eventually("the heartbeat is shown", PATIENCE, async || {
-        let active = alertmanager.active().await;
-        named(&active, "VmwatchHeartbeat").ok_or_else(|| format!("{active:?}"))
-    })
-    .await;
+    wait_for("VmwatchHeartbeat").await;
     scene.resolve(&alert).await;
     notifier.changed.notify_one();
-    eventually("the alert is no longer shown", PATIENCE, async || {
-        match named(&alertmanager.active().await, "CPU high") {
+    eventually(
+        "the alert is no longer shown",
+        PATIENCE,
+        async || match alertmanager.alert("CPU high").await {
             None => Ok(()),
             Some(alert) => Err(alert.to_string()),
-        }
-    })
+        },
+    )
     .await;
     until("Alertmanager reports the end", || {
         let resolved = hook
@@ -214,61 +150,6 @@ async fn alertmanager_shows_the_alert_until_it_is_resolved() {
         resolved.then_some(())
     })
     .await;
-}
-
-/// A mail server, and the file in which it records messages.
-struct MailServer {
-    _process: Process,
-    port: u16,
-    file: std::path::PathBuf,
-}
-
-impl MailServer {
-    async fn start(folder: &Path, mode: &str, arguments: &[&str]) -> Self {
-        let (port, file) = (free_port(), folder.join(format!("{mode}.jsonl")));
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/mail/server.py");
-        let mut args = vec![
-            script.display().to_string(),
-            port.to_string(),
-            file.display().to_string(),
-            "--mode".to_owned(),
-            mode.to_owned(),
-        ];
-        args.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        let process = Process::start(Spec {
-            name: format!("mail-{mode}"),
-            program: testkit::mail_python(),
-            args,
-            env: vec![("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned())],
-            log: folder.join(format!("mail-{mode}.log")),
-        });
-        let log = || process.log();
-        eventually("the mail server is ready", PATIENCE, async || {
-            if log().contains("ready") {
-                Ok(())
-            } else {
-                Err(log())
-            }
-        })
-        .await;
-        Self {
-            _process: process,
-            port,
-            file,
-        }
-    }
-
-    async fn messages(&self, count: usize) -> Vec<Value> {
-        until("mails arrive", || {
-            let text = fs::read_to_string(&self.file).ok()?;
-            let all: Vec<_> = text
-                .lines()
-                .map(|line| serde_json::from_str(line).unwrap())
-                .collect();
-            Some(all).filter(|all: &Vec<Value>| all.len() >= count)
-        })
-        .await
-    }
 }
 
 /// Writes the certificate of `localhost` and its key into the folder. Returns their authority.
@@ -315,7 +196,7 @@ async fn mail_is_encrypted_authenticated_and_names_the_culprit() {
     let wrapped = MailServer::start(scene.folder.path(), "tls", &tls).await;
     for server in [&starttls, &wrapped] {
         // The name `localhost` may have both addresses.
-        scene.allow.push(([127, 0, 0, 1], server.port).into());
+        scene.allow.push(server.address());
         scene
             .allow
             .push((std::net::Ipv6Addr::LOCALHOST, server.port).into());
@@ -385,7 +266,7 @@ async fn problems_of_mail_servers_are_shown() {
     .await;
     let plain = MailServer::start(scene.folder.path(), "none", &[]).await;
     for server in [&unknown, &plain] {
-        scene.allow.push(([127, 0, 0, 1], server.port).into());
+        scene.allow.push(server.address());
         scene
             .allow
             .push((std::net::Ipv6Addr::LOCALHOST, server.port).into());
