@@ -2,9 +2,9 @@
 //! has no database connection.
 //!
 //! [`legacy`] (the documented API of 2017) or [`rest`] decodes a request. [`sessions`] finds the request's user without
-//! a round trip, and the bus carries the method's parameters to a service. The module that decoded the request encodes
-//! the reply. [`live`] follows live events, [`install`] serves the
-//! agent's packages, and [`page`] serves all other paths.
+//! a round trip, [`api_tokens`] the one of an API token, and the bus carries the method's parameters to a service. The
+//! module that decoded the request encodes the reply. [`live`] follows live events, [`install`] serves the agent's
+//! packages, and [`page`] serves all other paths.
 
 #![expect(
     missing_docs,
@@ -12,6 +12,7 @@
 )]
 
 mod admission;
+mod api_tokens;
 mod body;
 pub mod config;
 mod headers;
@@ -25,6 +26,7 @@ mod page;
 mod proxies;
 mod rate;
 pub mod rest;
+mod scrapes;
 mod sessions;
 mod sources;
 
@@ -40,12 +42,14 @@ use vmwatch_service::program::Program;
 
 use crate::{
     admission::Admission,
+    api_tokens::ApiTokens,
     config::{GatewaySettings, HttpSettings, LISTEN},
     http_tls::{Tls, TlsError},
     install::Install,
     legacy::Documented,
     live::Live,
     proxies::Proxies,
+    scrapes::Scrapes,
     sessions::Sessions,
 };
 
@@ -56,6 +60,7 @@ pub const NAME: &str = "vmwatch-gateway";
 pub(crate) struct Gateway {
     bus: Bus,
     sessions: Sessions,
+    api_tokens: ApiTokens,
     live: Live,
     deadlines: Deadlines,
     http: HttpSettings,
@@ -63,6 +68,7 @@ pub(crate) struct Gateway {
     /// Whether the API's listener uses TLS.
     tls: bool,
     admission: Admission,
+    scrapes: Scrapes,
     install: Install,
     documented: &'static [Documented],
 }
@@ -100,7 +106,11 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
     let shutdown = program.shutdown().clone();
     let bus = Bus::connect(NAME, &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
+    let (announced, until) = (bus.clone(), shutdown.clone());
+    tokio::spawn(async move { announced.announce(NAME, until).await });
     let sessions = Sessions::follow(&bus, settings.sessions, &shutdown);
+    let stale_after = settings.sessions.stale_after;
+    let api_tokens = ApiTokens::follow(&bus, sessions.users(), stale_after, &shutdown);
     let check = {
         let (bus, sessions) = (bus.clone(), sessions.clone());
         move || {
@@ -131,12 +141,14 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
     let gateway = Arc::new(Gateway {
         bus: bus.clone(),
         sessions,
+        api_tokens,
         live: Live::follow(&bus, rest::encode_event, shutdown.clone()),
         deadlines: settings.deadlines,
         http: settings.http,
         proxies: settings.proxies,
         tls: tls.is_some(),
         admission: Admission::new(settings.admission),
+        scrapes: Scrapes::new(),
         install,
         documented: settings.documented,
     });

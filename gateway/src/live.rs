@@ -211,7 +211,7 @@ impl Live {
             let frame = (self.encode)(number, &event)?;
             Some(EncodedEvent {
                 number,
-                instance: event.instance().clone(),
+                instance: event.instance().cloned(),
                 kind: event.kind(),
                 frame,
             })

@@ -79,7 +79,7 @@ fn answer(file: &File, headers: &HeaderMap) -> Response<Body> {
 }
 
 /// Whether an `Accept` or `Accept-Encoding` header lists this value with a weight other than zero.
-fn lists(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
+pub(crate) fn lists(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
     let values = headers
         .get_all(name)
         .into_iter()

@@ -99,6 +99,11 @@ impl Sessions {
         }
     }
 
+    /// The table of users, which API tokens need too.
+    pub(crate) fn users(&self) -> Follower<UserTable> {
+        self.users.clone()
+    }
+
     /// Whether the tables of sessions and users are both up to date.
     pub(crate) fn is_current(&self) -> bool {
         self.live.is_current() && self.users.is_current()

@@ -26,7 +26,8 @@ const MAX_EXAMINED: usize = 1024;
 pub(crate) struct EncodedEvent {
     /// Sequence number of the live event in its JetStream stream.
     pub(crate) number: u64,
-    pub(crate) instance: InstanceId,
+    /// The VM that the event is about; `None` if it is about vmwatch itself.
+    pub(crate) instance: Option<InstanceId>,
     /// The event's kind, as returned by [`vmwatch_api::events::LiveEvent::kind`].
     pub(crate) kind: &'static str,
     /// The encoded live event.
@@ -151,7 +152,7 @@ mod tests {
     fn push(log: &Log, number: u64, bytes: usize) {
         let event = EncodedEvent {
             number,
-            instance: format!("vm-{}", number % 2).parse().unwrap(),
+            instance: format!("vm-{}", number % 2).parse().ok(),
             kind: "sample",
             frame: vec![b'x'; bytes].into(),
         };
@@ -174,7 +175,7 @@ mod tests {
         assert_eq!(numbers(&next)[0], 69);
         let none = log.take(4, |_| false).unwrap();
         assert_eq!((none.events.len(), none.position), (0, 1028));
-        let odd = |event: &EncodedEvent| event.instance.as_str() == "vm-1";
+        let odd = |event: &EncodedEvent| event.instance == "vm-1".parse().ok();
         assert_eq!(numbers(&log.take(2001, odd).unwrap()), [2003]);
         assert_eq!(log.take(2004, |_| true).unwrap().position, 2004);
     }

@@ -1,17 +1,25 @@
-//! Authenticates REST requests, by bearer token or by the web page's session cookie. A request that changes something
-//! is accepted by cookie only from the web page itself; see [`super::same_origin`].
+//! Authenticates REST requests, by the bearer token of a session, by an API token or by the web page's session cookie.
+//! A request that changes something is accepted by cookie only from the web page itself; see [`super::same_origin`]. An
+//! API token may not send all requests; see [`super::token_policy`].
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    extract::{ConnectInfo, FromRequestParts},
+    extract::{ConnectInfo, FromRequestParts, MatchedPath},
     http::{HeaderMap, header, request::Parts},
 };
-use vmwatch_api::{Access, Kind, Method, Principal, Role, auth::Token, wire::Fault};
+use metrics::counter;
+use tracing::{debug, info};
+use vmwatch_api::{
+    Access, Kind, Method, Principal, Role,
+    api_tokens::ApiToken,
+    auth::Token,
+    wire::{Fault, FaultKind},
+};
 use vmwatch_bus::{Context, serve::check_role};
 
-use super::{middleware::RequestId, problem::Problem, same_origin::check_same_origin};
-use crate::{Gateway, sessions::Session};
+use super::{middleware::RequestId, problem::Problem, same_origin::check_same_origin, token_policy};
+use crate::{Gateway, api_tokens::Grant, sessions::Session};
 
 /// Name of the session cookie over TLS. The prefix `__Host-` prevents other hosts of the domain from setting the
 /// cookie.
@@ -31,8 +39,23 @@ pub(super) struct Visitor {
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) visitor: Visitor,
-    pub(super) token: Token,
-    pub(super) session: Session,
+    credential: Credential,
+}
+
+/// The valid credential of a request.
+#[derive(Debug)]
+enum Credential {
+    Session { token: Token, session: Session },
+    ApiToken(Grant),
+}
+
+/// The outcome of checking a credential again while its request is in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recheck {
+    Unchanged,
+    /// The credential is valid, but permits something else than before.
+    Changed,
+    Ended,
 }
 
 impl Visitor {
@@ -47,7 +70,49 @@ impl Visitor {
 
 impl Caller {
     pub(super) fn principal(&self) -> &Principal {
-        self.session.principal()
+        match &self.credential {
+            Credential::Session { session, .. } => session.principal(),
+            Credential::ApiToken(grant) => grant.principal(),
+        }
+    }
+
+    /// Time at which the session or the API token of the request expires, in Unix milliseconds.
+    pub(super) fn expires_at_ms(&self) -> u64 {
+        match &self.credential {
+            Credential::Session { session, .. } => session.record().expires_at_ms,
+            Credential::ApiToken(grant) => grant.expires_at_ms(),
+        }
+    }
+
+    /// The session token of the request. Requests with API tokens are refused.
+    pub(super) fn session_token(&self) -> Result<Token, Fault> {
+        match &self.credential {
+            Credential::Session { token, .. } => Ok(*token),
+            Credential::ApiToken(_) => Err(Fault::new(
+                FaultKind::Forbidden,
+                "this request requires a session; an API token does not suffice",
+            )),
+        }
+    }
+
+    /// Checks again whether the credential is valid and permits the same as before.
+    pub(super) async fn check_again(&self, gateway: &Gateway) -> Result<Recheck, Fault> {
+        let now = match &self.credential {
+            // The sessions of a user end when its role or scope changes.
+            Credential::Session { token, .. } => {
+                let session = gateway.sessions.check(token).await?;
+                return Ok(session.map_or(Recheck::Ended, |_| Recheck::Unchanged));
+            }
+            Credential::ApiToken(grant) => {
+                let source = self.visitor.source.as_deref();
+                gateway.api_tokens.check(grant.token(), source).await?
+            }
+        };
+        Ok(match now {
+            None => Recheck::Ended,
+            Some(grant) if grant.principal() == self.principal() => Recheck::Unchanged,
+            Some(_) => Recheck::Changed,
+        })
     }
 
     /// Creates the context of a call to a service in the name of the user. A command gets a random idempotency key.
@@ -96,34 +161,77 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
-        let token = if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
-            value.to_str().ok().and_then(bearer)
+        let visitor = Visitor::from_request_parts(parts, gateway).await?;
+        let credential = if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+            match value.to_str().ok().and_then(bearer) {
+                Some(Bearer::Session(token)) => session(gateway, token).await?,
+                Some(Bearer::ApiToken(token)) => api_token(gateway, parts, &visitor, token).await?,
+                None => return Err(Problem::unauthenticated()),
+            }
         } else {
-            let token = cookie(&parts.headers);
-            if token.is_some() && !parts.method.is_safe() {
+            let token = cookie(&parts.headers).ok_or_else(Problem::unauthenticated)?;
+            if !parts.method.is_safe() {
                 check_same_origin(&gateway.proxies, parts)?;
             }
-            token
+            session(gateway, token).await?
         };
-        let token = token.ok_or_else(Problem::unauthenticated)?;
-        let session = gateway.sessions.check(&token).await?;
-        let session = session.ok_or_else(Problem::unauthenticated)?;
-        // A session whose role only a newer version knows stays valid, but permits nothing on this gateway.
-        check_role(Access::Role(Role::Viewer), Some(session.principal()))?;
-        Ok(Self {
-            session,
-            visitor: Visitor::from_request_parts(parts, gateway).await?,
-            token,
-        })
+        let caller = Self { visitor, credential };
+        // A credential with a role that only a newer version knows stays valid, but permits nothing on this gateway.
+        check_role(Access::Role(Role::Viewer), Some(caller.principal()))?;
+        Ok(caller)
     }
 }
 
-fn bearer(value: &str) -> Option<Token> {
+/// A token in the `Authorization` header.
+#[derive(Debug)]
+enum Bearer {
+    Session(Token),
+    ApiToken(Option<ApiToken>),
+}
+
+async fn session(gateway: &Gateway, token: Token) -> Result<Credential, Problem> {
+    let session = gateway.sessions.check(&token).await?;
+    let session = session.ok_or_else(Problem::unauthenticated)?;
+    Ok(Credential::Session { token, session })
+}
+
+/// Checks an API token, and whether it may send the request. A malformed token is refused like an unknown one.
+async fn api_token(
+    gateway: &Gateway,
+    parts: &Parts,
+    visitor: &Visitor,
+    token: Option<ApiToken>,
+) -> Result<Credential, Problem> {
+    let token = token.ok_or_else(Problem::invalid_api_token)?;
+    let grant = gateway
+        .api_tokens
+        .check(&token, visitor.source.as_deref())
+        .await?;
+    let grant = grant.ok_or_else(Problem::invalid_api_token)?;
+    let route = parts
+        .extensions
+        .get::<MatchedPath>()
+        .map_or("", MatchedPath::as_str);
+    if let Err(fault) = token_policy::check(grant.access(), &parts.method, route) {
+        counter!("vmwatch_api_token_refusals_total").increment(1);
+        debug!(token = %grant.id(), user = grant.principal().user, method = %parts.method, route, "{fault}");
+        return Err(fault.into());
+    }
+    if !parts.method.is_safe() {
+        // The audit names the user and the request; this line adds the token.
+        info!(token = %grant.id(), user = grant.principal().user, method = %parts.method, route, "request with an API token");
+    }
+    Ok(Credential::ApiToken(grant))
+}
+
+fn bearer(value: &str) -> Option<Bearer> {
     let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| token.trim().parse().ok())
-        .flatten()
+    let token = scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())?;
+    if token.starts_with(ApiToken::PREFIX) {
+        Some(Bearer::ApiToken(token.parse().ok()))
+    } else {
+        token.parse().ok().map(Bearer::Session)
+    }
 }
 
 fn cookie(headers: &HeaderMap) -> Option<Token> {
@@ -178,6 +286,11 @@ mod tests {
             ("xvmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", false),
             ("vmwatch_session=9AFDB1EC-d396-4ba3-af7a-1e38fd8751ca", false),
             ("vmwatch_session=", false),
+            // An API token is never accepted as a cookie.
+            (
+                "vmwatch_session=vmt_0101010101010101_0202020202020202020202020202020202020202020202020202020202020202",
+                false,
+            ),
         ] {
             let token = cookie(&headers(&[("cookie", sent)]));
             assert_eq!(
@@ -199,8 +312,15 @@ mod tests {
 
     #[test]
     fn bearer_token_is_read_from_authorization_header() {
-        assert!(bearer("Bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
-        assert!(bearer("bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
+        for scheme in ["Bearer", "bearer"] {
+            let session = bearer(&format!("{scheme} 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca"));
+            assert!(matches!(session, Some(Bearer::Session(_))), "{session:?}");
+            let token = ApiToken::from_random([1; 8], [2; 32]);
+            let found = bearer(&format!("{scheme} {token}"));
+            assert!(matches!(found, Some(Bearer::ApiToken(Some(found))) if found == token));
+            let malformed = bearer(&format!("{scheme} vmt_x"));
+            assert!(matches!(malformed, Some(Bearer::ApiToken(None))), "{malformed:?}");
+        }
         for bad in [
             "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca",
             "Basic YTpi",

@@ -27,7 +27,6 @@ use tokio::{
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Scope,
-    auth::Token,
     events::{self, LiveEvent},
     lifecycle::MachineState,
     measures::VmValues,
@@ -37,8 +36,13 @@ use vmwatch_bus::limits::Permit;
 use vmwatch_service::jitter::jittered;
 
 use super::{
-    alerts::Alert, caller::Caller, extract::Query, measures::values_schema, operations::Operation,
-    problem::Problem, time::Timestamp,
+    alerts::Alert,
+    caller::{Caller, Recheck},
+    extract::Query,
+    measures::values_schema,
+    operations::Operation,
+    problem::Problem,
+    time::Timestamp,
 };
 use crate::{
     Gateway,
@@ -47,7 +51,7 @@ use crate::{
 
 /// Interval of comment lines, which keep proxies from closing the connection and let clients detect a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Interval at which a client's session is checked while it receives events.
+/// Interval at which a client's session or API token is checked while it receives events.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
 /// Maximum size in bytes of a chunk, into which several small events are copied. A larger event is sent alone, without
 /// copying it.
@@ -80,7 +84,7 @@ impl FromRequestParts<Arc<Gateway>> for LastEventId {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Send only events of these VMs: up to 200 ids, separated by commas.
+    /// Send only events of these VMs, and alerts about vmwatch itself: up to 200 ids, separated by commas.
     #[param(style = Form, explode = false, value_type = Option<Vec<InstanceId>>, min_items = 1, max_items = 200)]
     instance_id: Option<Selected>,
     /// Send only events of these kinds, separated by commas.
@@ -133,7 +137,7 @@ enum EventKind {
     Machine,
     /// The removal of a VM by an administrator.
     Removed,
-    /// A changed alert of a VM.
+    /// A changed alert of a VM, or one about vmwatch itself.
     Alert,
 }
 
@@ -212,10 +216,12 @@ pub(super) struct RemovedEvent<'a> {
 /// Follow live events
 ///
 /// An endless stream of server-sent events named `sample`, `hypervisor_sample`, `processes`, `operation` (with the same data
-/// as `GET /operations/{id}`), `machine`, `removed` and `alert` (with the same data as `GET /alerts/{id}`). Each event has JSON data and a number as its id. The first event is `ready`, or
-/// `gap` if more events were missed since `Last-Event-ID` than can be replayed; after `gap`, reload the displayed data.
-/// The event `end` means that the session has ended. A comment line is sent every 15 seconds. A client that reads too
-/// slowly is disconnected; it can reconnect with the id of the last event that it received.
+/// as `GET /operations/{id}`), `machine`, `removed` and `alert` (with the same data as `GET /alerts/{id}`). Alerts about
+/// vmwatch itself are sent to users with access to all VMs, whichever VMs are selected. Each event has JSON data and a number
+/// as its id. The first event is `ready`, or `gap` if more events were missed since `Last-Event-ID` than can be replayed;
+/// after `gap`, reload the displayed data. The event `end` means that the session or the API token has ended. A comment line
+/// is sent every 15 seconds. A client that reads too slowly is disconnected; it can reconnect with the id of the last event
+/// that it received.
 #[utoipa::path(
     get, path = "/events", tag = "events", operation_id = "events",
     params(
@@ -239,7 +245,7 @@ pub(super) async fn follow(
             .kind
             .map(|Kinds(kinds)| kinds.into_iter().map(EventKind::as_str).collect()),
     };
-    let reader = Reader::new(gateway, caller.token, filter, start, permit);
+    let reader = Reader::new(gateway, caller, filter, start, permit);
     let frames = stream::unfold(reader, async |mut reader| {
         let frame = reader.next().await?;
         Some((Ok::<_, Infallible>(frame), reader))
@@ -263,17 +269,20 @@ struct Filter {
 }
 
 impl Filter {
-    fn allows(&self, instance: &InstanceId, kind: &str) -> bool {
-        self.kinds.as_ref().is_none_or(|kinds| kinds.contains(kind))
-            && self.selected.as_ref().is_none_or(|ids| ids.contains(instance))
-            && self.scope.allows(instance)
+    /// Whether the client receives an event about this VM, or about vmwatch itself, which concerns all VMs.
+    fn allows(&self, instance: Option<&InstanceId>, kind: &str) -> bool {
+        let is_in_scope = match instance {
+            Some(id) => self.selected.as_ref().is_none_or(|ids| ids.contains(id)) && self.scope.allows(id),
+            None => self.scope == Scope::All,
+        };
+        is_in_scope && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(kind))
     }
 }
 
 /// A client that is connected to the stream of live events.
 struct Reader {
     gateway: Arc<Gateway>,
-    token: Token,
+    caller: Caller,
     filter: Filter,
     log: Arc<Log>,
     reached: watch::Receiver<Reached>,
@@ -292,7 +301,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(gateway: Arc<Gateway>, token: Token, filter: Filter, start: Start, permit: Permit) -> Self {
+    fn new(gateway: Arc<Gateway>, caller: Caller, filter: Filter, start: Start, permit: Permit) -> Self {
         gauge!("vmwatch_event_readers").increment(1.0);
         let begin = if start.gap { "gap" } else { "ready" };
         // If the newest event's number were sent before the missed events, the client would believe that it has seen
@@ -302,7 +311,7 @@ impl Reader {
         session_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             gateway,
-            token,
+            caller,
             filter,
             reached: start.log.reached(),
             position: start.position,
@@ -341,15 +350,15 @@ impl Reader {
                 biased;
                 () = shutdown.cancelled() => return None,
                 _ = self.session_check.tick() => {
-                    match self.gateway.sessions.check(&self.token).await {
-                        Ok(Some(_)) => {}
-                        Ok(None) => {
+                    match self.caller.check_again(&self.gateway).await {
+                        Ok(Recheck::Unchanged) => {}
+                        Ok(Recheck::Ended) => {
                             self.ended = true;
                             return Some(frame("end", None, "{}"));
                         }
-                        // The session cannot be checked now. End the stream: when the client reconnects, it gets the
-                        // error.
-                        Err(_) => return None,
+                        // End the stream: when the client reconnects, it gets the events of its new scope, or the error
+                        // why its session or API token cannot be checked now.
+                        Ok(Recheck::Changed) | Err(_) => return None,
                     }
                     if self.last_frame.elapsed() >= HEARTBEAT {
                         return Some(Bytes::from_static(b":\n\n"));
@@ -388,7 +397,7 @@ impl Reader {
     fn take(&mut self) -> Option<bool> {
         let reached = *self.reached.borrow_and_update();
         let Some(taken) = self.log.take(self.position, |event| {
-            self.filter.allows(&event.instance, event.kind)
+            self.filter.allows(event.instance.as_ref(), event.kind)
         }) else {
             counter!("vmwatch_event_readers_cut_off_total").increment(1);
             return None;
@@ -510,7 +519,7 @@ mod tests {
             kinds: None,
         };
         let allowed = |filter: &Filter| {
-            let allows = |instance: &&str| filter.allows(&id(instance), "sample");
+            let allows = |instance: &&str| filter.allows(Some(&id(instance)), "sample");
             ["a", "b", "c", "d"]
                 .into_iter()
                 .filter(allows)
@@ -523,6 +532,21 @@ mod tests {
         assert_eq!(allowed(&filter), ["a", "b"]);
         filter.kinds = Some(["operation"].into());
         assert_eq!(allowed(&filter), [""; 0]);
+    }
+
+    #[test]
+    fn alert_about_vmwatch_itself_is_sent_to_users_with_access_to_all_vms() {
+        let mut filter = Filter {
+            scope: Scope::All,
+            selected: Some(["a".parse().unwrap()].into()),
+            kinds: None,
+        };
+        assert!(filter.allows(None, "alert"));
+        filter.kinds = Some(["sample"].into());
+        assert!(!filter.allows(None, "alert"));
+        filter.kinds = None;
+        filter.scope = Scope::Only(vec!["a".parse().unwrap()]);
+        assert!(!filter.allows(None, "alert"));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! The REST API (docs/api/rest.md): typed routes that call typed methods on the bus.
 //!
 //! ```text
-//! request ─ middleware (id, span, body) ─ Caller (session) ─ Path, Query, Json ─ handler ─ permit ─ bus
+//! request ─ middleware (id, span, body) ─ Caller (session or API token) ─ Path, Query, Json ─ handler ─ permit ─ bus
 //!            └ problem document on any error
 //! ```
 
 mod actions;
 mod agents;
 mod alerts;
+mod api_tokens;
 mod audit;
 mod caller;
 mod cursors;
@@ -16,11 +17,14 @@ mod extract;
 mod filesystems;
 mod join_tokens;
 mod labels;
+mod marks;
 mod measures;
 mod middleware;
+mod open_metrics;
 mod openapi;
 mod operations;
 mod problem;
+mod process_changes;
 mod process_search;
 mod process_top;
 mod processes;
@@ -30,7 +34,9 @@ mod rows;
 mod same_origin;
 mod samples;
 mod sessions;
+mod status;
 mod time;
+mod token_policy;
 mod users;
 mod vms;
 
@@ -67,6 +73,7 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(sessions::logout))
         .routes(routes!(sessions::end))
         .routes(routes!(sessions::me))
+        .routes(routes!(open_metrics::metrics))
         .routes(routes!(vms::list))
         .routes(routes!(vms::get, removal::remove))
         .routes(routes!(labels::get, labels::set))
@@ -76,6 +83,8 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(processes::history))
         .routes(routes!(processes::events))
         .routes(routes!(process_top::top))
+        .routes(routes!(process_changes::changes))
+        .routes(routes!(marks::marks))
         .routes(routes!(filesystems::filesystems))
         .routes(routes!(process_search::search))
         .routes(routes!(actions::act))
@@ -86,11 +95,14 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(users::list, users::add))
         .routes(routes!(users::get, users::update, users::remove))
         .routes(routes!(users::set_password))
+        .routes(routes!(api_tokens::list, api_tokens::create))
+        .routes(routes!(api_tokens::revoke))
         .routes(routes!(join_tokens::list, join_tokens::create))
         .routes(routes!(join_tokens::revoke))
         .routes(routes!(agents::enroll, agents::list))
         .routes(routes!(agents::revoke))
         .routes(routes!(audit::list))
+        .routes(routes!(status::read))
         .routes(routes!(alerts::list))
         .routes(routes!(alerts::get))
         .routes(routes!(alerts::acknowledge))

@@ -63,8 +63,10 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         (name = "operations", description = "Starting, stopping and rebooting VMs, and the results"),
         (name = "events", description = "Live events: new samples, operations, alerts and state changes of VMs"),
         (name = "users", description = "User management, for administrators"),
+        (name = "tokens", description = "API tokens, with which programs use this API"),
         (name = "agents", description = "Enrolment of agents with join tokens, and revocation of their keys"),
         (name = "audit", description = "The audit log, for administrators"),
+        (name = "status", description = "The state of vmwatch itself, for administrators"),
         (name = "alerts", description = "Alerts, their rules and silences, and the channels that they notify"),
     ),
 )]
@@ -76,7 +78,7 @@ pub(super) fn base() -> Document {
     let components = document.components.get_or_insert_with(Components::new);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("The token returned by `POST /api/v1/sessions`."));
+        .description(Some("The token returned by `POST /api/v1/sessions`, or an API token returned by `POST /api/v1/tokens`."));
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
     let cookie = "The session cookie of the web page. Requests other than GET must come from the same origin: \
                   `Sec-Fetch-Site: same-origin`, or an `Origin` header that matches the request's host, \
@@ -174,8 +176,16 @@ const FAILURES: [(&str, &str, &str); 11] = [
         "Invalid",
         "The request is invalid; `detail` explains how to fix it.",
     ),
-    ("401", "Unauthenticated", "The session is missing or has expired."),
-    ("403", "Forbidden", "The user's role does not allow the request."),
+    (
+        "401",
+        "Unauthenticated",
+        "The session is missing or has expired, or the API token is not valid.",
+    ),
+    (
+        "403",
+        "Forbidden",
+        "The user's role or the API token does not allow the request.",
+    ),
     (
         "404",
         "NotFound",

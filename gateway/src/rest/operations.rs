@@ -80,7 +80,7 @@ impl Action {
     }
 
     /// Converts a verb on the bus to the action of the REST API; `None` for a verb that only newer versions know.
-    const fn of(verb: Verb, hard: bool) -> Option<Self> {
+    pub(super) const fn of(verb: Verb, hard: bool) -> Option<Self> {
         match (verb, hard) {
             (Verb::Start, _) => Some(Self::Start),
             (Verb::Stop, _) => Some(Self::Stop),
@@ -98,7 +98,10 @@ impl Action {
         clippy::trivially_copy_pass_by_ref,
         reason = "serde requires this signature"
     )]
-    fn or_unknown<S: serde::Serializer>(action: &Option<Self>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn or_unknown<S: serde::Serializer>(
+        action: &Option<Self>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match action {
             Some(action) => action.serialize(serializer),
             None => serializer.serialize_str("unknown"),

@@ -102,6 +102,14 @@ impl Problem {
         Fault::new(FaultKind::Unauthenticated, detail).into()
     }
 
+    /// The API token of the request is malformed or unknown, or was revoked, has expired or has no owner. All of these
+    /// get the same answer.
+    pub(super) fn invalid_api_token() -> Self {
+        let detail =
+            "the API token is not valid: it is unknown, was revoked or has expired, or its owner was removed";
+        Fault::new(FaultKind::Unauthenticated, detail).into()
+    }
+
     /// Builds the response that carries the problem document.
     pub(super) fn document(&self, request_id: &str) -> Response<Body> {
         let document = ProblemDocument {

@@ -51,16 +51,16 @@ pub(super) struct Session {
     who: Me,
 }
 
-/// The user who owns the session of the request.
+/// The owner of the session or the API token of the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Me {
     /// Name of the user.
     user_name: String,
-    /// Role of the user.
+    /// Role of the user; for an API token, the lesser of its own and its owner's role.
     role: Role,
-    /// VMs that the user may see.
+    /// VMs that the user may see; for an API token, those that both the token and its owner may see.
     scope: Scope,
-    /// Time at which the session expires.
+    /// Time at which the session or the API token expires.
     expires_at: Timestamp,
 }
 
@@ -129,7 +129,7 @@ pub(super) async fn logout(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Response, Problem> {
     let session = SessionRef {
-        session_id: caller.token,
+        session_id: caller.session_token()?,
     };
     caller.ask::<Logout>(&gateway, &session).await?;
     Ok(ended(&headers, true))
@@ -172,8 +172,8 @@ pub(super) async fn list(
     caller: Caller,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<axum::Json<SessionList>, Problem> {
+    let current = SessionId::from_token_hash(&caller.session_token()?.hash());
     let listed = caller.ask::<SessionsList>(&gateway, &Own {}).await?;
-    let current = SessionId::from_token_hash(&caller.token.hash());
     let sessions = listed.sessions.into_iter().map(|session| OwnSession {
         current: session.id == current,
         id: session.id,
@@ -203,7 +203,7 @@ pub(super) async fn end(
     Path(id): Path<SessionId>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Response, Problem> {
-    let own = id == SessionId::from_token_hash(&caller.token.hash());
+    let own = id == SessionId::from_token_hash(&caller.session_token()?.hash());
     caller.ask::<SessionsEnd>(&gateway, &SessionIdRef { id }).await?;
     Ok(ended(&headers, own))
 }
@@ -211,7 +211,7 @@ pub(super) async fn end(
 /// Read the current user
 #[utoipa::path(
     get, path = "/me", tag = "sessions", operation_id = "me",
-    responses((status = OK, body = Me, description = "the user of the session")),
+    responses((status = OK, body = Me, description = "the user of the session or the API token")),
 )]
 pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameters>) -> axum::Json<Me> {
     let principal = caller.principal().clone();
@@ -219,7 +219,7 @@ pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameter
         user_name: principal.user,
         role: principal.role,
         scope: principal.scope,
-        expires_at: Timestamp::of_ms(caller.session.record().expires_at_ms),
+        expires_at: Timestamp::of_ms(caller.expires_at_ms()),
     })
 }
 

@@ -37,6 +37,8 @@ pub(super) struct User {
     role: Role,
     /// VMs that the user may see.
     scope: Scope,
+    /// Whether the user is a service account, which cannot log in and acts only through API tokens.
+    service_account: bool,
     /// Time at which the user was created.
     created_at: Timestamp,
 }
@@ -47,6 +49,7 @@ impl From<users::User> for User {
             name: user.name,
             role: user.role,
             scope: user.scope,
+            service_account: user.service,
             created_at: Timestamp::of_ms(user.created_at_ms),
         }
     }
@@ -80,9 +83,14 @@ pub(super) struct NewUser {
     /// Name of the user: letters and digits of one script and ASCII punctuation, without spaces (RFC 8265). Names that
     /// differ only in case are the same.
     name: UserName,
-    /// Initial password of the user.
-    #[schema(value_type = String, format = Password, min_length = 8)]
-    password: NewPassword,
+    /// Initial password of the user; absent for a service account.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>, nullable = false, format = Password, min_length = 8)]
+    password: Option<NewPassword>,
+    /// Create a service account: a user that cannot log in and acts only through API tokens. It cannot be an
+    /// administrator. Default: false.
+    #[serde(default)]
+    service_account: bool,
     /// Role of the user.
     role: Role,
     /// VMs that the user may see. Default: all.
@@ -153,7 +161,8 @@ pub(super) async fn list(
 
 /// Create a user
 ///
-/// A name that RFC 8265 does not allow, or that mixes scripts, is refused with 422.
+/// A name that RFC 8265 does not allow, or that mixes scripts, is refused with 422. A service account gets its API
+/// tokens from administrators.
 #[utoipa::path(
     post, path = "/users", tag = "users", operation_id = "add_user", request_body = NewUser,
     responses((
@@ -173,9 +182,14 @@ pub(super) async fn add(
     let NewUser {
         name,
         password,
+        service_account,
         role,
         scope,
     } = user;
+    if service_account == password.is_some() {
+        let rule = "body: a user needs a password, and a service account has none";
+        return Err(Problem::contradictory(rule));
+    }
     let user = users::NewUser {
         name: name.try_into().map_err(Problem::user_name)?,
         password,
@@ -259,7 +273,10 @@ pub(super) async fn remove(
 #[utoipa::path(
     put, path = "/users/{user_name}/password", tag = "users", operation_id = "set_password", request_body = Passwords,
     params(("user_name" = UserName, Path, description = "user name")),
-    responses((status = NO_CONTENT, description = "the password is set")),
+    responses(
+        (status = NO_CONTENT, description = "the password is set"),
+        (status = CONFLICT, response = super::openapi::Conflict),
+    ),
 )]
 pub(super) async fn set_password(
     State(gateway): State<Arc<Gateway>>,

@@ -284,7 +284,7 @@ pub(super) async fn get(
 
 /// Calls metrics-svc. If it does not answer within half of the time until the deadline, calls lifecycle-svc instead and
 /// also returns the fault of metrics-svc.
-async fn ask<M, Fallback>(
+pub(super) async fn ask<M, Fallback>(
     gateway: &Gateway,
     caller: &Caller,
     params: &M::Params,

@@ -24,7 +24,9 @@ const VIEWS = {
   agents: ["/agents", "section.tokens p, section.tokens table"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
+  status: ["/status", ".status section[data-part=programs] dd"],
   sessions: ["/sessions", "table.sessions tbody tr"],
+  "API tokens": ["/tokens", ".notice"],
   "no such view": ["/none/such", ".notice"],
 };
 const SIZES = [{ width: 1280, height: 900 }, { width: 375, height: 720 }];
@@ -51,6 +53,11 @@ await story(async (page, { faults }) => {
     await page.locator("dialog[open]").waitFor();
     await accessible(page, `the dialog to add a user, ${colorScheme}, ${size.width} px`, faults);
     await page.keyboard.press("Escape");
+    await page.goto(`${url}/tokens`);
+    await page.locator(".heading button.primary").click();
+    await page.locator("dialog[open]").waitFor();
+    await accessible(page, `the dialog to create an API token, ${colorScheme}, ${size.width} px`, faults);
+    await page.keyboard.press("Escape");
     await page.goto(url);
     await page.locator("button.add-vm").click();
     await page.locator("dialog[open] summary").click();
@@ -60,6 +67,7 @@ await story(async (page, { faults }) => {
     await accessible(page, `the settings, ${colorScheme}, ${size.width} px`, faults);
   }
   await endsAnotherSession(page);
+  await createsAndRevokesToken(page, faults);
 }, { colorScheme });
 
 /** Lists a session of another device and ends it. */
@@ -79,4 +87,34 @@ async function endsAnotherSession(page) {
     const me = await page.request.get(`${url}/api/v1/me`, { headers: { Authorization: `Bearer ${token}` } });
     return me.status() === 401;
   });
+}
+
+/** Creates an API token, which is shown once and works, and revokes it. */
+async function createsAndRevokesToken(page, faults) {
+  const status = async (token) => {
+    // The session cookie of the page must not answer for the token.
+    const me = await fetch(`${url}/api/v1/me`, { headers: { Authorization: `Bearer ${token}` } });
+    return me.status;
+  };
+  await page.goto(`${url}/tokens`);
+  await page.locator(".heading button.primary").click();
+  await page.locator('dialog[open] input[name="name"]').fill("Grafana");
+  await page.locator('dialog[open] button[type="submit"]').click();
+  const shown = page.locator("dialog[open] .copy-line code");
+  const token = await shown.textContent();
+  check(/^vmt_[0-9a-f]{16}_[0-9a-f]{64}$/.test(token ?? ""), "the dialog shows the token");
+  check((await status(token)) === 200, "the new token is accepted");
+  await accessible(page, `the new API token, ${colorScheme}`, faults);
+  await page.keyboard.press("Escape");
+  const rows = page.locator("table.tokens tbody tr");
+  await rows.first().waitFor();
+  await accessible(page, `API tokens, ${colorScheme}`, faults);
+  check(!(await page.content()).includes(token), "the list does not contain the token");
+  check((await rows.first().textContent()).includes("read only"), "the list shows what the token permits");
+  await page.getByRole("button", { name: "All users" }).click();
+  await page.getByRole("columnheader", { name: "Owner" }).waitFor();
+  await rows.first().getByRole("button", { name: "Revoke token Grafana" }).click();
+  await page.locator("dialog[open] button.danger").click();
+  await until("the revoked token disappears from the list", async () => (await rows.count()) === 0);
+  await until("the revoked token is rejected", async () => (await status(token)) === 401);
 }

@@ -16,6 +16,8 @@ import { Operations } from "./views/operations";
 import { ProcessSearch } from "./views/search";
 import { Sessions } from "./views/sessions";
 import { Logo, SignIn } from "./views/sign-in";
+import { StatusView } from "./views/status";
+import { Tokens } from "./views/tokens";
 import { Users } from "./views/users";
 import { VmPage } from "./views/vm/page";
 import { Vms } from "./views/vms";
@@ -69,6 +71,7 @@ function Navigation() {
           ["/agents", texts.agents, path === "/agents"],
           ["/audit", texts.audit, path === "/audit"],
           ["/users", texts.users, path === "/users"],
+          ["/status", texts.status, path === "/status"],
         ] as const)
       : []),
   ] as const;
@@ -114,6 +117,8 @@ function View() {
   if (path === "/agents") return <Agents />;
   if (path === "/audit") return <Audit />;
   if (path === "/users") return <Users />;
+  if (path === "/status") return <StatusView />;
   if (path === "/sessions") return <Sessions />;
+  if (path === "/tokens") return <Tokens />;
   return <NotFound />;
 }

@@ -1,5 +1,8 @@
 import { whole } from "../format";
 import { alertsEn } from "./alerts.en";
+import { statusEn } from "./status.en";
+import { changesEn, marksEn } from "./changes.en";
+import { tokensEn } from "./tokens.en";
 
 /** What to do if the samples of a VM are stored late because of a limit. */
 const storedLate = (setting: string) =>
@@ -7,7 +10,7 @@ const storedLate = (setting: string) =>
 
 export const en = {
   product: "vmwatch",
-  nav: { label: "Views", vms: "VMs", alerts: "Alerts", processes: "Processes", operations: "Operations", agents: "Agents", audit: "Audit", users: "Users", api: "API" },
+  nav: { label: "Views", vms: "VMs", alerts: "Alerts", processes: "Processes", operations: "Operations", agents: "Agents", audit: "Audit", users: "Users", status: "Status", api: "API" },
   skip: "Skip to content",
   units: { days: "d", hours: "h", minutes: "min", seconds: "s" },
   live: {
@@ -26,6 +29,7 @@ export const en = {
     dark: "Dark",
     signOut: "Sign out",
     sessions: "Your sessions",
+    tokens: "API tokens",
     password: "Change password",
     signedInAs: (user: string, role: string) => `${user} · ${role}`,
   },
@@ -199,6 +203,7 @@ export const en = {
     later: "Later",
     backToLive: "Back to live",
     zoomed: (from: string, to: string) => `${from} – ${to}`,
+    noMoment: "The address of this page has a moment that is not a valid time. The current values are shown.",
     hint: "Hover to see the processes at that moment, click to pin it, drag to zoom.",
     charts: {
       label: "Charts", cpu: "CPU", load: "Load", pressure: "Pressure", mem: "Memory", net: "Network", disk: "Disk",
@@ -392,6 +397,7 @@ export const en = {
       no_hypervisor: "No hypervisor has this VM.",
       several_hypervisors: "Several hypervisors have this VM.",
       not_off_elsewhere: "The VM is not off on another hypervisor.",
+      former_hypervisor_unreachable: "Another hypervisor that had the VM does not answer, so the VM may still run there.",
       unknown_action: "The service does not know this action.",
     },
   },
@@ -423,6 +429,9 @@ export const en = {
     older: "Search older records",
   },
   alerts: alertsEn,
+  status: statusEn,
+  changes: changesEn,
+  marks: marksEn,
   users: {
     title: "Users",
     add: "Add user",
@@ -433,11 +442,13 @@ export const en = {
     setPassword: "Set password",
     remove: "Delete",
     removeTitle: (name: string) => `Delete user ${name}?`,
-    removeText: "All sessions of this user end immediately. Their audit records are kept.",
+    removeText: "All sessions and API tokens of this user end immediately. Their audit records are kept.",
     editTitle: (name: string) => `Edit access of ${name}`,
     addTitle: "Add user",
     name: "User name",
     nameRule: "Letters and digits of one script and punctuation, no spaces. Upper and lower case are the same.",
+    service: "Service account",
+    serviceHint: "cannot sign in; programs act as this user with API tokens that you create",
     role: "Role",
     roleHelp: {
       viewer: "view VMs", operator: "also control VMs", admin: "also read the audit log and manage users and agents",
@@ -500,6 +511,7 @@ export const en = {
     cannotFollow: "Could not check whether the VM has reported. Retrying automatically…",
     again: "Create another command",
   },
+  tokens: tokensEn,
   copy: { copy: "Copy", done: "Copied", failed: "Select the text and copy it." },
   sessions: {
     title: "Your sessions",

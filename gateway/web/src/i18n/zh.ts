@@ -1,13 +1,16 @@
 import { whole } from "../format";
 import type { Texts } from ".";
 import { alertsZh } from "./alerts.zh";
+import { statusZh } from "./status.zh";
+import { changesZh, marksZh } from "./changes.zh";
+import { tokensZh } from "./tokens.zh";
 
 const storedLate = (setting: string) =>
   `其最新采样会延迟保存。如果之前发生过中断，积压的采样保存完毕后此提示会消失；否则请减少代理上报的内容，或调高 metrics-svc 的 ${setting}。`;
 
 export const zh: Texts = {
   product: "vmwatch",
-  nav: { label: "视图", vms: "虚拟机", alerts: "告警", processes: "进程", operations: "操作", agents: "Agent", audit: "审计", users: "用户", api: "API" },
+  nav: { label: "视图", vms: "虚拟机", alerts: "告警", processes: "进程", operations: "操作", agents: "Agent", audit: "审计", users: "用户", status: "状态", api: "API" },
   skip: "跳到主要内容",
   units: { days: "天", hours: "小时", minutes: "分钟", seconds: "秒" },
   live: {
@@ -26,6 +29,7 @@ export const zh: Texts = {
     dark: "深色",
     signOut: "退出登录",
     sessions: "登录会话",
+    tokens: "API 令牌",
     password: "修改密码",
     signedInAs: (user, role) => `${user} · ${role}`,
   },
@@ -197,6 +201,7 @@ export const zh: Texts = {
     later: "更晚",
     backToLive: "回到实时",
     zoomed: (from, to) => `${from} – ${to}`,
+    noMoment: "此页面地址中的时刻不是有效时间，当前显示的是最新数据。",
     hint: "悬停查看该时刻的进程，单击固定，拖动缩放。",
     charts: { label: "图表", cpu: "CPU", load: "负载", pressure: "压力", mem: "内存", net: "网络", disk: "磁盘" },
     chartUnits: {
@@ -386,6 +391,7 @@ export const zh: Texts = {
       no_hypervisor: "没有虚拟化平台拥有此虚拟机。",
       several_hypervisors: "多个虚拟化平台拥有此虚拟机。",
       not_off_elsewhere: "虚拟机在另一个虚拟化平台上未关机。",
+      former_hypervisor_unreachable: "曾拥有此虚拟机的另一个虚拟化平台无响应，虚拟机可能仍在其上运行。",
       unknown_action: "服务不支持此操作。",
     },
   },
@@ -415,6 +421,9 @@ export const zh: Texts = {
     older: "查找更早的记录",
   },
   alerts: alertsZh,
+  status: statusZh,
+  changes: changesZh,
+  marks: marksZh,
   users: {
     title: "用户",
     add: "添加用户",
@@ -425,11 +434,13 @@ export const zh: Texts = {
     setPassword: "设置密码",
     remove: "删除",
     removeTitle: (name) => `确定删除用户 ${name} 吗？`,
-    removeText: "该用户的所有会话将立即结束，审计记录会保留。",
+    removeText: "该用户的所有会话和 API 令牌将立即失效，审计记录会保留。",
     editTitle: (name) => `编辑 ${name} 的权限`,
     addTitle: "添加用户",
     name: "用户名",
     nameRule: "可用同一种文字的字母、数字和标点，不能有空格；不区分大小写。",
+    service: "服务账号",
+    serviceHint: "不能登录；程序使用由管理员创建的 API 令牌以该用户身份访问",
     role: "角色",
     roleHelp: { viewer: "查看虚拟机", operator: "还可控制虚拟机", admin: "还可查看审计日志、管理用户和 Agent" },
     scope: "虚拟机权限",
@@ -489,6 +500,7 @@ export const zh: Texts = {
     cannotFollow: "暂时无法查询虚拟机是否已上报，正在自动重试…",
     again: "重新生成命令",
   },
+  tokens: tokensZh,
   copy: { copy: "复制", done: "已复制", failed: "请选中文本后复制。" },
   sessions: {
     title: "登录会话",

@@ -39,6 +39,7 @@ export function AccountMenu() {
         <LanguageSwitch />
         <ThemeSwitch />
         <a class="button" href="/sessions" onClick={closeMenu}>{texts.sessions}</a>
+        <a class="button" href="/tokens" onClick={closeMenu}>{texts.tokens}</a>
         <a class="button" href="/api/docs" target="_blank" rel="noopener">{t().nav.api}</a>
         <button type="button" onClick={() => setChanging(true)}>{texts.password}</button>
         <button type="button" onClick={() => void signOut()}>{texts.signOut}</button>

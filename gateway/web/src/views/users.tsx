@@ -3,6 +3,7 @@ import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";
 import { t, textOf } from "../i18n";
+import { Badge } from "../parts/badge";
 import { FormDialog } from "../parts/dialog";
 import { usePages } from "../parts/pages";
 import { PasswordDialog } from "../parts/password";
@@ -14,7 +15,9 @@ type Scope = Schemas["Scope"];
 
 type Open = { kind: "add" } | { kind: "edit" | "password" | "remove"; user: User };
 
-const ROLES: Role[] = ["viewer", "operator", "admin"];
+export const ROLES: Role[] = ["viewer", "operator", "admin"];
+/** A service account cannot be an administrator. */
+const SERVICE_ROLES: Role[] = ["viewer", "operator"];
 
 export function Users() {
   const texts = t().users;
@@ -71,13 +74,18 @@ function UserTable({ users, open }: { users: User[]; open: (open: Open) => void 
       <tbody>
         {users.map((user) => (
           <tr key={user.name} data-user={user.name}>
-            <th scope="row">{user.name}</th>
+            <th scope="row">
+              {user.name}
+              {user.service_account && <Badge tone="quiet">{texts.service}</Badge>}
+            </th>
             <td>{textOf(t().role, user.role)}</td>
             <td>{scopeText(user.scope)}</td>
             <td class="created">{fullTime(ms(user.created_at))}</td>
             <td class="act">
               <button type="button" onClick={() => open({ kind: "edit", user })}>{texts.edit}</button>
-              <button type="button" onClick={() => open({ kind: "password", user })}>{texts.setPassword}</button>
+              {!user.service_account && (
+                <button type="button" onClick={() => open({ kind: "password", user })}>{texts.setPassword}</button>
+              )}
               <button type="button" onClick={() => open({ kind: "remove", user })}>{texts.remove}</button>
             </td>
           </tr>
@@ -88,7 +96,7 @@ function UserTable({ users, open }: { users: User[]; open: (open: Open) => void 
 }
 
 /** A newer version of the gateway may send a scope that is neither. */
-function scopeText(scope: Scope): string {
+export function scopeText(scope: Scope): string {
   const texts = t().users;
   if (scope === "all") return texts.allVms;
   return typeof scope === "object" && scope.only ? texts.someVms(scope.only.length) : t().common.unknown;
@@ -96,9 +104,10 @@ function scopeText(scope: Scope): string {
 
 function AddDialog({ close }: { close: () => void }) {
   const texts = t().users;
+  const [service, setService] = useState(false);
   const act = async (form: FormData) => {
-    const { role, scope } = grantOf(form);
-    const body = { name: String(form.get("name")), password: String(form.get("password")), role, scope };
+    const account = service ? { service_account: true } : { password: String(form.get("password")) };
+    const body = { name: String(form.get("name")), ...account, ...grantOf(form) };
     await ask(api.POST("/api/v1/users", { body }));
   };
   return (
@@ -108,12 +117,18 @@ function AddDialog({ close }: { close: () => void }) {
         <input name="name" maxLength={128} autocomplete="off" autocapitalize="none" required />
         <span class="faint small">{texts.nameRule}</span>
       </label>
-      <label>
-        {t().password.new}
-        <input name="password" type="password" autocomplete="new-password" minLength={8} required />
-        <span class="faint small">{t().password.rule}</span>
+      <label class="option">
+        <input type="checkbox" checked={service} onChange={(event) => setService(event.currentTarget.checked)} />
+        <span>{texts.service} <span class="faint">– {texts.serviceHint}</span></span>
       </label>
-      <Grant role="viewer" scope="all" />
+      {!service && (
+        <label>
+          {t().password.new}
+          <input name="password" type="password" autocomplete="new-password" minLength={8} required />
+          <span class="faint small">{t().password.rule}</span>
+        </label>
+      )}
+      <Grant role="viewer" scope="all" roles={service ? SERVICE_ROLES : ROLES} />
     </FormDialog>
   );
 }
@@ -124,7 +139,7 @@ function EditDialog({ user, close }: { user: User; close: () => void }) {
   };
   return (
     <FormDialog title={t().users.editTitle(user.name)} submit={t().common.save} act={act} close={close}>
-      <Grant role={user.role} scope={user.scope} />
+      <Grant role={user.role} scope={user.scope} roles={user.service_account ? SERVICE_ROLES : ROLES} />
       <p class="faint">{t().users.sessionsEnd}</p>
     </FormDialog>
   );
@@ -142,15 +157,15 @@ function RemoveDialog({ user, close }: { user: User; close: () => void }) {
   );
 }
 
-/** Form fields for the role and the VM scope of a user. */
-function Grant({ role, scope }: { role: Role; scope: Scope }) {
+/** Form fields for a role out of `roles` and the VM scope of a user or an API token. */
+export function Grant({ role, scope, roles }: { role: Role; scope: Scope; roles: Role[] }) {
   const texts = t().users;
   const [all, setAll] = useState(scope === "all");
   return (
     <>
       <fieldset>
         <legend>{texts.role}</legend>
-        {ROLES.map((one) => (
+        {roles.map((one) => (
           <label key={one} class="option">
             <input type="radio" name="role" value={one} defaultChecked={one === role} required />
             <span>{t().role[one]} <span class="faint">– {texts.roleHelp[one]}</span></span>
@@ -178,7 +193,7 @@ function Grant({ role, scope }: { role: Role; scope: Scope }) {
   );
 }
 
-function grantOf(form: FormData): { role: Role; scope: Scope } {
+export function grantOf(form: FormData): { role: Role; scope: Scope } {
   const role = ROLES.find((one) => one === form.get("role")) ?? "viewer";
   const ids = String(form.get("ids") ?? "").split(/[\s,;]+/).filter(Boolean);
   return { role, scope: form.get("scope") === "all" ? "all" : { only: ids } };

@@ -8,7 +8,8 @@ import { Badge } from "../../parts/badge";
 import { dark, language } from "../../preferences";
 import { SEVERITY } from "../alerts/card";
 import type { Mark } from "./alerts";
-import { drawMarks, drawPin } from "./drawing";
+import { drawMarks, drawMoments, drawPin } from "./drawing";
+import type { Moment } from "./marks";
 import type { Stats } from "./series";
 
 export interface Line {
@@ -28,6 +29,8 @@ export interface ChartProps {
   lines: Line[];
   /** Times of alerts. */
   marks?: Mark[];
+  /** Moments of operations and starts. */
+  moments?: Moment[];
   /** The upper end of the y axis; if absent, it follows the data. */
   top?: number;
   format: (value: number) => string;
@@ -50,13 +53,16 @@ const NO_BUCKET = -1;
 const NEAR_PX = 24;
 const HEIGHT = 124;
 const NO_MARKS: Mark[] = [];
+const NO_MOMENTS: Moment[] = [];
+/** A moment is named if it is this near to the cursor, as a share of the time range. */
+const NEAR_SHARE = 0.01;
 /** Lengths of the dashes and of the gaps between them, in pixels. */
 const DASH = [5, 4];
 /** Axis steps for rates, whose units are multiples of 1024. */
 const POWERS = Array.from({ length: 48 }, (_, index) => 2 ** (index - 6));
 
 export function Chart(props: ChartProps) {
-  const { title, unit, lines, format, at, marks = NO_MARKS } = props;
+  const { title, unit, lines, format, at, marks = NO_MARKS, moments = NO_MOMENTS } = props;
   const host = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const latest = useRef(props);
@@ -84,7 +90,7 @@ export function Chart(props: ChartProps) {
   useEffect(() => {
     plot.current?.setData(table(props), false);
     plot.current?.setScale("x", { min: props.from / 1000, max: props.to / 1000 });
-  }, [at, lines, marks, props.from, props.to, props.pin]);
+  }, [at, lines, marks, moments, props.from, props.to, props.pin]);
   const shown = index.value ?? lastKnown(at, lines);
   return (
     <figure class="chart" data-chart={props.id}>
@@ -96,19 +102,30 @@ export function Chart(props: ChartProps) {
       </figcaption>
       <div class="frame">
         <div ref={host} class="plot" aria-hidden="true" />
-        <MarkNames marks={marks} hover={props.hover} />
+        <MarkNames marks={marks} moments={moments} near={NEAR_SHARE * (props.to - props.from)} hover={props.hover} />
       </div>
     </figure>
   );
 }
 
-/** Names the alerts at the moment under the cursor. */
-function MarkNames({ marks, hover }: { marks: Mark[]; hover: Signal<number | null> }) {
+interface MarkNamesProps {
+  marks: Mark[];
+  moments: Moment[];
+  /** Maximum distance of a moment from the cursor, in milliseconds. */
+  near: number;
+  hover: Signal<number | null>;
+}
+
+/** Names the alerts at the moment under the cursor, and the operations and starts near it. */
+function MarkNames({ marks, moments, near, hover }: MarkNamesProps) {
   const moment = hover.value;
-  const held = moment === null ? [] : marks.filter(({ from, to }) => from <= moment && moment <= to);
-  if (held.length === 0) return null;
+  if (moment === null) return null;
+  const held = marks.filter(({ from, to }) => from <= moment && moment <= to);
+  const close = moments.filter(({ at }) => Math.abs(at - moment) <= near);
+  if (held.length + close.length === 0) return null;
   return (
     <div class="mark-names" aria-hidden="true">
+      {close.map(({ text, kind, at }) => <Badge key={`${kind} ${at}`} tone="quiet">{text}</Badge>)}
       {held.map(({ text, severity, from }) => <Badge key={`${text} ${from}`} tone={SEVERITY[severity] ?? "bad"}>{text}</Badge>)}
     </div>
   );
@@ -209,6 +226,7 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
         latest.current.hover.value = left >= 0 && Number.isFinite(moment) ? moment : null;
       }],
       draw: [(chart) => {
+        drawMoments(chart, latest.current.moments ?? NO_MOMENTS, colour);
         drawMarks(chart, latest.current.marks ?? NO_MARKS, colour);
         drawPin(chart, latest.current.pin, colour("--accent"));
       }],

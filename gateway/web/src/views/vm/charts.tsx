@@ -4,6 +4,7 @@ import { clock, fullTime, percent, rate, tenths, wholePercent } from "../../form
 import { t } from "../../i18n";
 import type { Mark } from "./alerts";
 import { Chart, type Line } from "./chart";
+import type { Moment } from "./marks";
 import { type Range, showBetween } from "./range";
 import type { BySource, VmMeasure } from "./series";
 
@@ -12,11 +13,13 @@ interface ChartsProps {
   range: Range;
   /** Times of alerts. */
   marks: Mark[];
+  /** Moments of operations and starts, which are marked on all charts. */
+  moments: Moment[];
   hover: Signal<number | null>;
   click: (at: number) => void;
 }
 
-export function Charts({ values, range, marks, hover, click }: ChartsProps) {
+export function Charts({ values, range, marks, moments, hover, click }: ChartsProps) {
   const texts = t().vm;
   const { charts, chartUnits: units, series } = texts;
   const { at, agent, hypervisor } = values;
@@ -57,7 +60,7 @@ export function Charts({ values, range, marks, hover, click }: ChartsProps) {
     const of = (chart: string) => marks.filter((mark) => mark.chart === undefined || mark.chart === chart);
     return { cpu: of("cpu"), load: of("load"), pressure: of("pressure"), mem: of("mem"), net: of("net"), disk: of("disk") };
   }, [marks]);
-  const common = { at, from: range.from, to: range.to, pin: range.pin, hover, click, zoom: showBetween };
+  const common = { at, moments, from: range.from, to: range.to, pin: range.pin, hover, click, zoom: showBetween };
   return (
     <section aria-label={charts.label}>
       <div class="charts" role="group" aria-label={charts.label} tabIndex={0}>
@@ -97,7 +100,7 @@ function SourceNote({ isAlone }: { isAlone: boolean }) {
 }
 
 /** Slider that selects a moment by keyboard or touch. */
-function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "values" | "marks">) {
+function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "values" | "marks" | "moments">) {
   const moment = hover.value ?? range.pin ?? at.at(-1) ?? range.to;
   const nearest = at.reduce((best, time, index) => (Math.abs(time - moment) < Math.abs((at[best] ?? 0) - moment) ? index : best), 0);
   const time = range.to - range.from > 86_400_000 ? fullTime : clock;

@@ -1,7 +1,8 @@
-//! Draws on a chart what is not a line: the pinned moment and the times of alerts.
+//! Draws on a chart what is not a line: the pinned moment, the times of alerts, and the moments of operations and starts.
 import type uPlot from "uplot";
 import type { Severity } from "../../alerts";
 import type { Mark } from "./alerts";
+import type { Moment } from "./marks";
 
 /** Height of the bar that marks an alert, in pixels of the page. */
 const BAR = 4;
@@ -27,6 +28,37 @@ export function drawMarks(chart: uPlot, marks: Mark[], colour: (property: string
     ctx.globalAlpha = 0.08;
     ctx.fillRect(begin, top, wide, height);
     ctx.globalAlpha = 1;
+  }
+  ctx.restore();
+}
+
+const MOMENT_COLOURS: Record<Moment["kind"], string> = { operation: "--busy", vm_start: "--good", agent_start: "--line-strong" };
+/** Half the width of the triangle on the time axis, and its height, in pixels of the page. */
+const TRIANGLE = 4;
+const DASH = 3;
+
+/** Draws a dashed line with a triangle on the time axis for each moment. */
+export function drawMoments(chart: uPlot, moments: Moment[], colour: (property: string) => string): void {
+  const { left, top, width, height } = chart.bbox;
+  const { ctx } = chart;
+  const bottom = top + height;
+  const [size, dash] = [TRIANGLE * devicePixelRatio, DASH * devicePixelRatio];
+  ctx.save();
+  ctx.lineWidth = devicePixelRatio;
+  ctx.setLineDash([dash, dash]);
+  for (const { at, kind } of moments) {
+    const x = chart.valToPos(at / 1000, "x", true);
+    if (!(x >= left && x <= left + width)) continue;
+    ctx.strokeStyle = ctx.fillStyle = colour(MOMENT_COLOURS[kind] ?? "--line-strong");
+    ctx.beginPath();
+    ctx.moveTo(x, top);
+    ctx.lineTo(x, bottom);
+    ctx.stroke();
+    ctx.beginPath();
+    ctx.moveTo(x - size, bottom);
+    ctx.lineTo(x + size, bottom);
+    ctx.lineTo(x, bottom - size);
+    ctx.fill();
   }
   ctx.restore();
 }

@@ -11,10 +11,13 @@ import { route } from "../../router";
 import { FaultNotes } from "../agent-faults";
 import { ConflictNote } from "./actions";
 import { AlertNotes, PastAlerts, useVmAlerts } from "./alerts";
+import { Changes } from "./changes";
 import { Charts } from "./charts";
+import { compareRange } from "./compared";
 import { Download } from "./download";
 import { Filesystems } from "./filesystems";
 import { Header } from "./header";
+import { MarkList, useVmMarks } from "./marks";
 import { ProcessHistory } from "./process-history";
 import { ProcessTable } from "./process-table";
 import { pin, type Range, RANGES, unpin, useRange } from "./range";
@@ -38,6 +41,7 @@ export function VmPage({ id }: { id: string }) {
   const history = useHistory(id, range, "agent");
   const measured = useHistory(id, range, "hypervisor");
   const alerts = useVmAlerts(id, range);
+  const marks = useVmMarks(id, range);
   const hover = useSignal<number | null>(null);
   // A live chart moves with the clock; the requested time range stays fixed until the next request.
   const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
@@ -74,18 +78,21 @@ export function VmPage({ id }: { id: string }) {
     <>
       <Header vm={vm.data} />
       <DegradedNote degraded={vm.data.degraded} />
+      {range.isUnreadable && <div class="banner warn" role="status">{t().vm.noMoment}</div>}
       <ConflictNote copies={vm.data.copies} />
       <FaultNotes faults={vm.data.agent_faults} />
       <AlertNotes id={id} alerts={alerts} />
       <RangeBar range={shown} resolution={history.resolution} loading={history.loading || measured.loading}>
+        <button type="button" onClick={() => compareRange(shown)}>{t().changes.open}</button>
         <Download id={id} name={vm.data.name ?? id} range={shown} />
       </RangeBar>
       {!isLoaded ? (
         <Loading rows={4} />
       ) : values.at.length > 0 ? (
         <>
-          <Charts values={values} range={shown} marks={alerts.marks} hover={hover} click={(at) => pin(shown, moment(at))} />
+          <Charts values={values} range={shown} marks={alerts.marks} moments={marks.moments} hover={hover} click={(at) => pin(shown, moment(at))} />
           <PastAlerts alerts={alerts} />
+          <MarkList marks={marks} range={shown} />
         </>
       ) : failure ? (
         <Failed failure={failure} retry={() => [history, measured].forEach(({ reload }) => reload())} />
@@ -93,6 +100,7 @@ export function VmPage({ id }: { id: string }) {
         <NoSamples vm={vm.data} />
       )}
       <ProcessHistory id={id} range={shown} chosen={range} hover={hover} click={(at) => pin(shown, moment(at))} />
+      <Changes id={id} pinned={range.pin} />
       <Filesystems id={id} {...selected} />
       <ProcessTable id={id} restricted={vm.data.sample?.restricted ?? null} {...selected} />
     </>

@@ -28,13 +28,20 @@ export interface Range {
   to: number;
   /** The pinned moment, if any. */
   pin: number | null;
+  /** Whether the URL has a moment that is not a time, so that the view is live instead. */
+  isUnreadable: boolean;
 }
 
 const isName = (text: string | null): text is RangeName => text !== null && text in RANGES;
 
+/** The latest moment that a Date can hold. */
+const MAX_MOMENT = 8.64e15;
+
+/** A moment in the URL: RFC 3339, or Unix milliseconds as links of Grafana have them. */
 function moment(query: URLSearchParams, name: string): number | null {
-  const value = Date.parse(query.get(name) ?? "");
-  return Number.isNaN(value) ? null : value;
+  const given = query.get(name) ?? "";
+  const value = /^\d{9,16}$/.test(given) ? Number(given) : Date.parse(given);
+  return value <= MAX_MOMENT ? value : null;
 }
 
 export function useRange(): Range {
@@ -43,11 +50,15 @@ export function useRange(): Range {
   const name = isName(chosen) ? chosen : "1h";
   const from = moment(query, "from");
   const to = moment(query, "to");
-  const live = from === null || to === null || from >= to;
+  const pin = moment(query, "at");
+  const isGiven = from !== null && to !== null && from < to;
+  const live = !isGiven && pin === null;
   // Recompute a live time range only when its length changes; new samples move the charts forward without it.
   const end = useMemo(() => now.peek(), [name, live, query]);
-  const range = live ? { from: end - RANGES[name], to: end } : { from, to };
-  return { name, live, pin: moment(query, "at"), ...range };
+  // A link to a moment need not have a range: the moment is then in its middle, as far as the past allows.
+  const last = pin === null ? end : Math.min(end, pin + RANGES[name] / 2);
+  const range = isGiven ? { from, to } : { from: last - RANGES[name], to: last };
+  return { name, live, pin, isUnreadable: query.has("at") && pin === null, ...range };
 }
 
 const text = (at: number): string => new Date(at).toISOString();
