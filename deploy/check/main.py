@@ -23,6 +23,7 @@ def main() -> int:
         ("dashboards", observability.dashboards, []),
         ("alerts", observability.alerts, []),
         ("tests of the alerts", observability.firing, []),
+        ("documented metrics", observability.documented, []),
     ]
     if ready:
         checks.append(("production: placeholders that the operator must replace", servers.decided, [overlays["production"]]))

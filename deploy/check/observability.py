@@ -73,6 +73,16 @@ def alerts():
         yield f"docs/operations.md has a row for {name}, but no such alert exists"
 
 
+def documented():
+    """Checks that docs/operations.md lists the metrics of alert-svc, and no others that begin like them."""
+    page = (sources.ROOT / "docs" / "operations.md").read_text()
+    section = page.split("## Metrics of alert-svc", 1)[-1].split("\n## ", 1)[0]
+    own = {name for name in sources.metrics() if re.match(r"vmwatch_alerts?_", name)}
+    listed = set(re.findall(r"`(vmwatch_alerts?_\w+)", section))
+    yield from (f"docs/operations.md does not list {name}" for name in sorted(own - listed))
+    yield from (f"docs/operations.md lists {name}, which no program exports" for name in sorted(listed - own))
+
+
 def cases() -> dict:
     """Returns for each alert whether there are tests in which it fires and tests in which it does not."""
     found = {}
@@ -93,7 +103,7 @@ def firing():
 
 def unknown(query: str) -> Iterator[str]:
     """Yields the metrics in a query that no program exports, and the labels that vmwatch's metrics do not have."""
-    own = sources.metrics()
+    own = {**sources.metrics(), **sources.vm_metrics()}
     foreign = set().union(*FOREIGN.values())
     for name, matchers in re.findall(r"\b([a-z_]\w*)\s*\{([^}]*)\}", query):
         for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)', matchers):

@@ -43,6 +43,15 @@ def metrics() -> Dict[str, Set[str]]:
     return found
 
 
+def vm_metrics() -> Dict[str, Set[str]]:
+    """Returns the names of the metrics of VMs that the gateway serves at /api/v1/metrics, with the labels that they may have."""
+    folder = ROOT / "gateway" / "src" / "rest" / "open_metrics"
+    code = (folder / "families.rs").read_text() + (folder / "fleet.rs").read_text()
+    names = re.findall(r'(?:gauge|ratio|bytes_per_second|number)\(\s*"(vmwatch_[a-z0-9_]+)"', code)
+    labels = {"instance_id", "name", "hypervisor", *re.findall(r'(?:push_label\(&mut labels,|label\()\s*"(\w+)"', code)}
+    return {("vmwatch_vm_info" if name == "vmwatch_vm" else name): labels for name in names}
+
+
 def owners() -> Set[str]:
     """Returns the programs that own JetStream streams, which are those with the command `setup`."""
     return {name for name, crate in CRATES.items() if "SetupArguments" in text_of(crate)}

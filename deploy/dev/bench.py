@@ -12,10 +12,12 @@ PROGRAMS = {
     "latest": ["metrics-svc"],
     "gateway": [*SERVICES, "agent"],
     "login": SERVICES,
+    "tokens": ["gateway", "auth-svc"],
     "agent": ["metrics-svc", "agent"],
     "fleet": SERVICES,
     "alerts": ["metrics-svc", "lifecycle-svc", "alert-svc"],
-    "all": [*SERVICES, "alert-svc", "agent"],
+    "top": [*SERVICES, "agent", "vmwatch-cli"],
+    "all": [*SERVICES, "alert-svc", "agent", "vmwatch-cli"],
 }
 # The benchmarks that compare vmwatch with programs in Python and Node.js.
 COMPARING = ["gateway", "all"]

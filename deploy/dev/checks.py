@@ -77,6 +77,8 @@ def _environment() -> dict:
         environment["VMWATCH_TEST_NGINX"] = str(tools.nginx())
     if not environment.get("VMWATCH_TEST_ALERTMANAGER"):
         environment["VMWATCH_TEST_ALERTMANAGER"] = str(tools.alertmanager())
+    if not environment.get("VMWATCH_TEST_PROMETHEUS"):
+        environment["VMWATCH_TEST_PROMETHEUS"] = str(tools.prometheus())
     if not environment.get("VMWATCH_TEST_MAIL_PYTHON"):
         environment["VMWATCH_TEST_MAIL_PYTHON"] = str(mail.python())
     return environment

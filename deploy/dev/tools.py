@@ -158,6 +158,11 @@ def nginx() -> Path:
     return _debian_program("nginx", "nginx", "nginx", "-v", lambda unpacked: unpacked / "usr/sbin")
 
 
+def prometheus() -> Path:
+    """Returns the path of Prometheus, which tests let scrape the gateway."""
+    return _debian_program("prometheus", "prometheus", "prometheus", "--version", lambda unpacked: unpacked / "usr/bin")
+
+
 def alertmanager() -> Path:
     """Returns the path of Alertmanager, which tests use as a receiver of alerts."""
     name = "prometheus-alertmanager"
