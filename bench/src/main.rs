@@ -14,9 +14,12 @@ mod machine;
 mod peers;
 mod report;
 mod samples;
+mod scrapes;
 mod sides;
 mod statistics;
 mod store;
+mod tokens;
+mod top;
 mod usage;
 mod vm_list;
 
@@ -50,12 +53,17 @@ enum Bench {
     Gateway(gateway::Options),
     /// Compare logins with password hashing alone; measure the latency of reads during logins
     Login(login::Options),
+    /// Compare requests with an API token with those with a session
+    Tokens(tokens::Options),
     /// Measure the CPU time and memory of an agent
     Agent(agent::Options),
-    /// Measure the list of VMs with a large fleet that reports: latency, page requests, memory, hung hypervisor
+    /// Measure the list of VMs and the metrics with a large fleet that reports: latency, page requests, memory, hung
+    /// hypervisor
     Fleet(vm_list::Options),
     /// Measure alert-svc with a large fleet: CPU time, memory, time from a sample to the message at a receiver
     Alerts(alerts::Options),
+    /// Measure `vmwatch top`: time until the first screen, CPU time
+    Top(top::Options),
     /// Run all benchmarks with their default options
     All,
     #[command(hide = true)]
@@ -82,15 +90,19 @@ async fn main() -> anyhow::Result<()> {
         Bench::Latest(options) => latest::run(options, &mut report).await?,
         Bench::Gateway(options) => reads(&options, &mut report).await?,
         Bench::Login(options) => login::run(&options, &mut report).await?,
+        Bench::Tokens(options) => tokens::run(&options, &mut report).await?,
         Bench::Agent(options) => agent::run(&options, &mut report).await?,
         Bench::Fleet(options) => vm_list::run(&options, &mut report).await?,
         Bench::Alerts(options) => alerts::run(&options, &mut report).await?,
+        Bench::Top(options) => top::run(&options, &mut report).await?,
         Bench::All => {
             reads(&defaults(), &mut report).await?;
             login::run(&defaults(), &mut report).await?;
+            tokens::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
             vm_list::run(&defaults(), &mut report).await?;
             alerts::run(&defaults(), &mut report).await?;
+            top::run(&defaults(), &mut report).await?;
             store::run(&defaults(), &mut report).await?;
             // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
             report.save()?;

@@ -1,5 +1,6 @@
 //! Measures the list of VMs with a large fleet that reports all the time: the latency of its first page by every sort,
-//! the requests of an open page, the memory that the VMs need, and the effect of a hypervisor that hangs.
+//! the requests of an open page, the memory that the VMs need, and the effect of a hypervisor that hangs. Also measures
+//! scrapes of the metrics of this fleet.
 //!
 //! Three sets of programs run one after the other: a small fleet that sends as many samples, for comparison of the
 //! memory; the large fleet with a healthy and a hung hypervisor; and three replicas of lifecycle-svc, whose calls to
@@ -34,7 +35,7 @@ use crate::{
     load::{self, Load, Outcome},
     report::{Bound, Report, number},
     samples::Message,
-    usage,
+    scrapes, usage,
 };
 
 /// Command-line options of `bench fleet`.
@@ -115,6 +116,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         let name = format!("fleet_memory_{}_mb", program.replace('-', "_"));
         report.target(&name, &text, after - before, 1, Bound::AtMost(*limit));
     }
+    scrapes::run(&fleet.stack, &fleet.session, fleet.vms, report).await?;
     tab(&fleet, report).await?;
     hung(&fleet, time, report).await?;
     calls(&fleet, report).await

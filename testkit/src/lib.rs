@@ -18,13 +18,16 @@
 )]
 
 mod agents;
+mod alertmanager;
 mod browser;
+mod cli;
 mod client;
 pub mod cloud;
 mod container;
 mod database;
 mod figures;
 mod libvirtd;
+mod mail_server;
 mod mongo_proxy;
 mod nats;
 mod nats_proxy;
@@ -33,17 +36,22 @@ mod process;
 mod secrets;
 mod server;
 mod stack;
+mod terminal;
 mod tools;
+pub mod webhooks;
 
 use std::time::{Duration, Instant};
 
 pub use agents::agent_record;
+pub use alertmanager::Alertmanager;
 pub use browser::{no_requests, run_in_browser};
+pub use cli::Cli;
 pub use client::{Answer, Gateway, codes, failure};
 pub use container::Container;
 pub use database::Database;
 pub use figures::figure;
 pub use libvirtd::{Libvirtd, NOBODY};
+pub use mail_server::MailServer;
 pub use mongo_proxy::{Inserts, MongoProxy};
 pub use nats::Nats;
 pub use nats_proxy::NatsProxy;
@@ -55,9 +63,8 @@ pub use stack::{
     ADMIN, CLOCK_FILE, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
     THIS_MACHINE,
 };
-pub use tools::{
-    alertmanager, fake_time_library, mail_python, nats_server, nginx, node_and_chromium, schemathesis,
-};
+pub use terminal::Terminal;
+pub use tools::{fake_time_library, nats_server, nginx, node_and_chromium, prometheus, schemathesis};
 
 /// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so only
 /// a real fault exceeds it.

@@ -186,7 +186,8 @@ fn spawn(spec: &Spec) -> Child {
 
 const NO_SETPRIV: &str = "cannot run setpriv (from util-linux)";
 
-fn command(spec: &Spec) -> Command {
+/// The command of a process that the kernel kills when the test ends.
+pub(crate) fn command(spec: &Spec) -> Command {
     let kept = ["PATH", "HOME", "TMPDIR"]
         .into_iter()
         .filter_map(|name| Some((name, env::var_os(name)?)));

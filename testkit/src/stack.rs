@@ -552,8 +552,9 @@ impl Stack {
         if !users.insert(name.to_owned()) {
             return;
         }
+        let created = DateTime::now();
         let user = doc! {
-            "_id": UserKey::from_name(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
+            "_id": UserKey::from_name(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": created,
             "scope": serialize_to_bson(&scope).expect("encoding a scope succeeds"),
             "sessions_not_before": DateTime::from_millis(0),
         };
@@ -566,6 +567,7 @@ impl Stack {
                 scope,
             },
             sessions_not_before_ms: 0,
+            created_at_ms: u64::try_from(created.timestamp_millis()).unwrap_or_default(),
             removed: false,
         };
         self.put(USER_BUCKET, UserKey::from_name(name).bucket_key(), &record)

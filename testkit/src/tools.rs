@@ -94,10 +94,7 @@ pub fn nginx() -> PathBuf {
 }
 
 /// The path of Alertmanager, a receiver of alerts.
-///
-/// # Panics
-/// If Alertmanager is not installed.
-pub fn alertmanager() -> PathBuf {
+pub(crate) fn alertmanager() -> PathBuf {
     find(
         "VMWATCH_TEST_ALERTMANAGER",
         "prometheus-alertmanager",
@@ -105,11 +102,16 @@ pub fn alertmanager() -> PathBuf {
     )
 }
 
-/// The path of a Python that has aiosmtpd, a mail server.
+/// The path of Prometheus, which scrapes metrics and answers queries in `PromQL`.
 ///
 /// # Panics
-/// If aiosmtpd is not installed.
-pub fn mail_python() -> PathBuf {
+/// If Prometheus is not installed.
+pub fn prometheus() -> PathBuf {
+    find("VMWATCH_TEST_PROMETHEUS", "prometheus", "prometheus/prometheus")
+}
+
+/// The path of a Python that has aiosmtpd, a mail server.
+pub(crate) fn mail_python() -> PathBuf {
     find(
         "VMWATCH_TEST_MAIL_PYTHON",
         "python-with-aiosmtpd",

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "gateway",
     "auth-svc",
     "metrics-svc",
     "lifecycle-svc",
     "alert-svc",
     "agent",
+    "vmwatch-cli",
 ];
 const DATABASE: [&str; 3] = ["mongodb", "bson", "vmwatch-store"];
 /// Maximum number of packages in the agent's dependency tree, including the agent itself.
@@ -62,7 +63,7 @@ fn no_program_crate_depends_on_another() {
 
 #[test]
 fn database_driver_is_linked_only_into_services_with_a_database() {
-    for program in ["gateway", "lifecycle-svc", "agent"] {
+    for program in ["gateway", "lifecycle-svc", "agent", "vmwatch-cli"] {
         assert!(
             found(&dependencies(program, &[]), &DATABASE).is_empty(),
             "{program}"
@@ -86,6 +87,19 @@ fn agent_has_no_http_framework_and_few_dependencies() {
         "the agent's dependency tree has {} packages",
         packages.len()
     );
+}
+
+#[test]
+fn command_line_uses_only_the_rest_api() {
+    let packages = dependencies("vmwatch-cli", &[]);
+    let shared = [
+        "vmwatch-api",
+        "vmwatch-bus",
+        "vmwatch-service",
+        "async-nats",
+        "virt",
+    ];
+    assert_eq!(found(&packages, &shared), ["vmwatch-api"]);
 }
 
 #[test]

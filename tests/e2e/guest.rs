@@ -2,6 +2,7 @@
 //! agent publishes samples, and these are read over HTTP under the id that libvirt gave the VM. The guest then runs processes
 //! that live shorter than the time between two samples, whose CPU time must be in the rows.
 
+mod alerts;
 mod measures;
 
 use std::{

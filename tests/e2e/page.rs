@@ -2,7 +2,9 @@
 //! programs running.
 
 mod alerts;
+mod changes;
 mod faults;
+mod moment;
 mod proxy;
 mod shop;
 mod stories;

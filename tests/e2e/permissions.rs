@@ -56,10 +56,10 @@ async fn all_programs_work_with_deployed_nats_permissions() {
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
     // A service that is ready may not have subscribed to pings yet, and a busy machine answers late, so the ping is
     // repeated.
-    let all = "discovery finds auth, lifecycle, alert and two replicas of metrics";
+    let all = "discovery finds the gateway, auth, lifecycle, alert and two replicas of metrics";
     eventually(all, PATIENCE, async || {
         let found = services(&operator).await;
-        (found.len() == 5).then_some(()).ok_or(format!("{found:?}"))
+        (found.len() == 6).then_some(()).ok_or(format!("{found:?}"))
     })
     .await;
     let admin = Context::new(PATIENCE).as_principal(Principal {
@@ -216,6 +216,9 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-operator", "_INBOX_vmwatch-gateway.made-up", None),
     // Only auth-svc may write sessions, and only gateways may read them.
     ("vmwatch-gateway", "$KV.vmwatch_sessions.made-up", None),
+    // The gateway may find programs, and answers only for itself.
+    ("vmwatch-gateway", "$SRV.STATS", None),
+    ("vmwatch-gateway", "$SRV.PING.vmwatch-auth", Some("")),
     (
         "vmwatch-gateway",
         "$JS.API.STREAM.PURGE.KV_vmwatch_sessions",
@@ -233,6 +236,12 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
         None,
     ),
+    // Only auth-svc may write API tokens, and only gateways may read them.
+    ("vmwatch-gateway", "$KV.vmwatch_tokens.made-up", None),
+    ("vmwatch-gateway", "$JS.API.STREAM.PURGE.KV_vmwatch_tokens", None),
+    ("vmwatch-metrics", "$JS.API.DIRECT.GET.KV_vmwatch_tokens", None),
+    ("vmwatch-operator", "$KV.vmwatch_tokens.made-up", None),
+    ("vmwatch-setup", "$KV.vmwatch_tokens.made-up", None),
     // Only auth-svc may read and write join tokens and agents.
     ("vmwatch-gateway", "$KV.vmwatch_agents.vm-1", None),
     (

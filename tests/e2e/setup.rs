@@ -235,6 +235,7 @@ async fn kv_buckets_refuse_rollup_headers() {
         ("vmwatch-auth", "vmwatch_login_failures"),
         ("vmwatch-auth", "vmwatch_join_tokens"),
         ("vmwatch-auth", "vmwatch_agents"),
+        ("vmwatch-auth", "vmwatch_tokens"),
         ("vmwatch-lifecycle", "vmwatch_operations"),
         ("vmwatch-lifecycle", "vmwatch_inventory"),
         ("vmwatch-lifecycle", "vmwatch_hypervisor_leases"),

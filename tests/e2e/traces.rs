@@ -15,9 +15,11 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use serde_json::json;
-use testkit::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
+use testkit::{PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, codes, eventually};
 use tokio::net::TcpListener;
 use vmwatch_api::{Role, Scope};
+
+use crate::rest::client::Api;
 
 /// A received span and the name of the program that sent it.
 #[derive(Debug, Clone)]
@@ -100,6 +102,35 @@ fn chain(spans: &[Received], leaf: &Received) -> Result<Vec<(String, String, Spa
     Ok(chain)
 }
 
+/// Lets these programs send their spans to the collector.
+fn traced(builder: StackBuilder, programs: &[Program], endpoint: &str) -> StackBuilder {
+    programs.iter().fold(builder, |builder, &program| {
+        builder
+            .set(program, "VMWATCH_OTLP_ENDPOINT", endpoint)
+            .set(program, "OTEL_BSP_SCHEDULE_DELAY", "100")
+    })
+}
+
+/// Waits for a span of this program with this name, and for its parents. Returns all spans, this one, and the
+/// chain from the root to it.
+async fn complete(
+    spans: &Spans,
+    program: &str,
+    name: &str,
+) -> (Vec<Received>, Received, Vec<(String, String, SpanKind)>) {
+    eventually("the complete trace arrives", PATIENCE, async || {
+        let spans = spans.lock().unwrap().clone();
+        let is_wanted = |received: &&Received| received.program == program && received.span.name == name;
+        let leaf = spans.iter().find(is_wanted);
+        let leaf = leaf
+            .cloned()
+            .ok_or_else(|| format!("{} spans received so far", spans.len()))?;
+        let chain = chain(&spans, &leaf)?;
+        Ok((spans, leaf, chain))
+    })
+    .await
+}
+
 fn step(program: &str, name: &str, kind: SpanKind) -> (String, String, SpanKind) {
     (program.to_owned(), name.to_owned(), kind)
 }
@@ -114,12 +145,7 @@ async fn request_is_one_trace_from_http_to_database() {
         Program::Metrics,
         Program::Lifecycle,
     ];
-    let mut builder = Stack::builder();
-    for program in programs {
-        builder = builder.set(program, "VMWATCH_OTLP_ENDPOINT", &endpoint);
-        builder = builder.set(program, "OTEL_BSP_SCHEDULE_DELAY", "100");
-    }
-    let stack = builder.start().await;
+    let stack = traced(Stack::builder(), &programs, &endpoint).start().await;
     let session = stack.session(Role::Viewer, Scope::All).await;
     let gateway = stack.gateway(0);
     assert!(
@@ -129,16 +155,7 @@ async fn request_is_one_trace_from_http_to_database() {
             .is_empty()
     );
 
-    let found = eventually("the complete trace arrives", PATIENCE, async || {
-        let spans = spans.lock().unwrap().clone();
-        let leaf = spans.iter().find(|received| received.span.name == "find blocks");
-        let leaf = leaf
-            .cloned()
-            .ok_or_else(|| format!("{} spans received so far", spans.len()))?;
-        let chain = chain(&spans, &leaf)?;
-        Ok((spans, leaf, chain))
-    });
-    let (spans, leaf, chain) = found.await;
+    let (spans, leaf, chain) = complete(&spans, "vmwatch-metrics", "find blocks").await;
     assert_eq!(
         chain,
         [
@@ -160,15 +177,43 @@ async fn request_is_one_trace_from_http_to_database() {
 }
 
 #[tokio::test]
+async fn request_for_alerts_is_one_trace_to_the_database_of_alert_svc() {
+    let (address, spans) = collector().await;
+    let programs = [Program::Gateway, Program::Alert];
+    let builder = Stack::builder().replicas(Program::Alert, 1);
+    let stack = traced(builder, &programs, &format!("http://{address}"))
+        .start()
+        .await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    api.read("/alerts").await;
+    let (spans, leaf, chain) = complete(&spans, "vmwatch-alert", "find alerts").await;
+    assert_eq!(
+        chain,
+        [
+            step("vmwatch-gateway", "GET /api/v1/alerts", SpanKind::Server),
+            step("vmwatch-gateway", "alert.alerts.list", SpanKind::Client),
+            step("vmwatch-alert", "alert.alerts.list", SpanKind::Server),
+            step("vmwatch-alert", "find alerts", SpanKind::Client),
+        ]
+    );
+    assert_eq!(
+        text(&leaf.span.attributes, "db.system.name").as_deref(),
+        Some("mongodb")
+    );
+    let token = api.token.unwrap();
+    let secrets = spans
+        .iter()
+        .filter(|received| format!("{received:?}").contains(&token));
+    assert_eq!(secrets.count(), 0, "a span contains the session's token");
+}
+
+#[tokio::test]
 async fn batch_span_links_to_the_publish_span_of_the_agent() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
-    let mut builder = Stack::builder().replicas(Program::Agent, 1);
-    for program in [Program::Agent, Program::Metrics] {
-        builder = builder.set(program, "VMWATCH_OTLP_ENDPOINT", &endpoint);
-        builder = builder.set(program, "OTEL_BSP_SCHEDULE_DELAY", "100");
-    }
-    let _stack = builder.start().await;
+    let builder = Stack::builder().replicas(Program::Agent, 1);
+    let programs = [Program::Agent, Program::Metrics];
+    let _stack = traced(builder, &programs, &endpoint).start().await;
 
     let found = eventually(
         "a linked insert, batch and publish arrive",

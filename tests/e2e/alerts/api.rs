@@ -14,14 +14,14 @@ use crate::rest::{
 /// The id of a record that does not exist.
 const NOBODY: &str = "00000000000000000000000000000000";
 
-fn stack() -> StackBuilder {
+pub(super) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()
         .replicas(Program::Alert, 1)
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }
 
-fn only(ids: &[&str]) -> Scope {
+pub(super) fn only(ids: &[&str]) -> Scope {
     let ids = ids.iter().map(|id| id.parse::<InstanceId>().unwrap());
     Scope::Only(ids.collect())
 }
@@ -34,17 +34,17 @@ fn rule(name: &str) -> Value {
     })
 }
 
-fn webhook(name: &str) -> Value {
+pub(super) fn webhook(name: &str) -> Value {
     let target = json!({ "kind": "webhook", "url": "https://10.0.0.9/secret-path" });
     json!({ "spec": { "name": name, "enabled": true, "target": target } })
 }
 
-async fn put(api: &Api, path: &str, body: Value) -> Reply {
+pub(super) async fn put(api: &Api, path: &str, body: Value) -> Reply {
     api.send(Method::PUT, path, body).await
 }
 
 /// Creates a record and returns it.
-async fn created(api: &Api, path: &str, body: Value) -> Value {
+pub(super) async fn created(api: &Api, path: &str, body: Value) -> Value {
     let reply = api.post(path, body).await;
     assert_eq!(reply.status, 201, "{path}: {reply:?}");
     let record = reply.json();
@@ -71,7 +71,7 @@ async fn audited(admin: &Api, action: &str, result: &str) -> Vec<Value> {
 }
 
 /// Waits until rules are evaluated. From then on, alert-svc leaves alerts as they are that tests store for unknown rules.
-async fn evaluates(stack: &Stack) {
+pub(super) async fn evaluates(stack: &Stack) {
     let stream = format!("KV_{WATCHED_BUCKET}");
     eventually("rules are evaluated", PATIENCE, async || {
         let info = stack.bus.stream_info(&stream, PATIENCE).await;
@@ -84,7 +84,13 @@ async fn evaluates(stack: &Stack) {
 }
 
 /// Stores an alert, as the engine does.
-async fn store_alert(stack: &Stack, id: char, vm: Option<&str>, state: &str, since_ms: u64) -> String {
+pub(super) async fn store_alert(
+    stack: &Stack,
+    id: char,
+    vm: Option<&str>,
+    state: &str,
+    since_ms: u64,
+) -> String {
     let id = id.to_string().repeat(32);
     let mut alert = json!({
         "id": id, "rule_id": NOBODY, "rule_name": "CPU above 95 %", "severity": "warning", "labels": { "a.b": "c" },

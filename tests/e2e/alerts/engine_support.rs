@@ -64,6 +64,12 @@ pub(super) async fn start(builder: StackBuilder) -> Stack {
             .await
             .unwrap();
     }
+    make_lifecycle_buckets(&stack).await;
+    stack
+}
+
+/// Creates the KV buckets of lifecycle-svc, for stacks in which it does not run.
+pub(super) async fn make_lifecycle_buckets(stack: &Stack) {
     for name in [INVENTORY_BUCKET, LABELS_BUCKET] {
         let bucket = BucketConfig {
             name,
@@ -76,12 +82,17 @@ pub(super) async fn start(builder: StackBuilder) -> Stack {
             .await
             .unwrap();
     }
-    stack
 }
 
 /// Stores a rule, as the methods of alert-svc do, waits until alert-svc evaluates it, and returns its id.
 pub(super) async fn add_rule(stack: &Stack, name: &str, condition: &str, for_seconds: u32) -> RecordId {
     let id = store_rule(stack, name, condition, for_seconds).await;
+    rule_is_evaluated(stack, &id).await;
+    id
+}
+
+/// Waits until alert-svc evaluates a rule.
+pub(super) async fn rule_is_evaluated(stack: &Stack, id: &RecordId) {
     let alert_svc = stack.replica(Program::Alert, 0);
     eventually("the rule is evaluated", PATIENCE, async || {
         let log = alert_svc.process.log();
@@ -90,7 +101,6 @@ pub(super) async fn add_rule(stack: &Stack, name: &str, condition: &str, for_sec
         if is_evaluated { Ok(()) } else { Err(log) }
     })
     .await;
-    id
 }
 
 /// Stores a rule, as the methods of alert-svc do, and returns its id.
@@ -220,6 +230,7 @@ pub(super) async fn set_state(stack: &Stack, vm: &str, state: MachineState) {
         late: false,
         listed_at_ms: Some(now),
         interval_ms: 5000,
+        keep_ms: None,
     };
     let listed = InventoryVm {
         name: format!("name-of-{vm}"),

@@ -1,7 +1,8 @@
 //! Tests service discovery with the NATS subjects `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`.
 
 use serde_json::Value;
-use testkit::PATIENCE;
+use testkit::{PATIENCE, eventually};
+use tokio_util::sync::CancellationToken;
 use vmwatch_api::metrics::VmLatest;
 use vmwatch_bus::Context;
 
@@ -55,4 +56,52 @@ async fn every_replica_answers_nats_service_discovery() {
         .await
         .unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
+}
+
+/// Programs find all running replicas, also of a program without methods, until these have ended.
+#[tokio::test]
+async fn running_programs_are_found_with_their_versions() {
+    let (nats, _folder) = nats().await;
+    let (server, edge, caller) = tokio::join!(
+        nats.connect("server"),
+        nats.connect("edge"),
+        nats.connect("caller")
+    );
+    assert_eq!(caller.discover().await.unwrap(), []);
+    let replica = echo(&server, 1).await;
+    let (shutdown, announced) = (CancellationToken::new(), edge.clone());
+    let until = shutdown.clone();
+    let announcing = tokio::spawn(async move { announced.announce("vmwatch-gateway", until).await });
+    let found = eventually("both programs are found", PATIENCE, async || {
+        let found = caller.discover().await.unwrap();
+        (found.len() == 2)
+            .then_some(found.clone())
+            .ok_or_else(|| format!("{found:?}"))
+    })
+    .await;
+    let names = found
+        .iter()
+        .map(|replica| (replica.name.as_str(), replica.version.as_str()));
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = [("vmwatch-gateway", version), ("vmwatch-metrics", version)];
+    assert_eq!(names.collect::<Vec<_>>(), expected);
+    assert_ne!(found[0].id, found[1].id);
+    // Only services describe their methods.
+    let infos = ask_all(&caller, "$SRV.INFO", 1).await;
+    assert_eq!(infos[0]["name"], "vmwatch-metrics");
+
+    shutdown.cancel();
+    announcing.await.unwrap();
+    replica.drain().await;
+    eventually("no program is found any more", PATIENCE, async || {
+        let found = caller.discover().await.unwrap();
+        found.is_empty().then_some(()).ok_or_else(|| format!("{found:?}"))
+    })
+    .await;
+    nats.server.kill9();
+    eventually("programs cannot be found without NATS", PATIENCE, async || {
+        let found = caller.discover().await;
+        found.err().map(drop).ok_or("NATS still answers".to_owned())
+    })
+    .await;
 }

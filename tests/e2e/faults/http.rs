@@ -53,6 +53,12 @@ pub(super) fn post(body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Builds a complete request of the REST API.
+pub(super) fn get(path: &str, session: &str) -> Vec<u8> {
+    format!("GET /api/v1{path} HTTP/1.1\r\nHost: vmwatch\r\nAuthorization: Bearer {session}\r\n\r\n")
+        .into_bytes()
+}
+
 impl Connection {
     pub(super) async fn open(address: &str) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;

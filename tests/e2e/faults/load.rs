@@ -18,6 +18,8 @@ pub(super) struct Client {
     addresses: Vec<String>,
     at: usize,
     connection: Option<Connection>,
+    /// Whether it uses the REST API, whose answers have no envelope.
+    is_rest: bool,
 }
 
 /// The result of one request.
@@ -29,7 +31,7 @@ pub(super) struct Seen {
     pub(super) took: Duration,
     /// The HTTP status, or 0 if the connection ended without an answer.
     pub(super) http: u16,
-    /// The `status_code` of the answer's envelope.
+    /// The `status_code` of the answer's envelope. An answer of the REST API counts as 1 if it has the status 200.
     pub(super) status: u64,
     /// The complete answer, or an empty text if the request succeeded.
     pub(super) said: String,
@@ -47,6 +49,15 @@ impl Client {
             addresses: gateways.iter().map(|gateway| address(gateway)).collect(),
             at: first,
             connection: None,
+            is_rest: false,
+        }
+    }
+
+    /// Like [`Client::of`], for requests of the REST API.
+    pub(super) fn of_rest(gateways: &[&Gateway], first: usize) -> Self {
+        Self {
+            is_rest: true,
+            ..Self::of(gateways, first)
         }
     }
 
@@ -65,7 +76,12 @@ impl Client {
                 } else {
                     self.connection = Some(connection);
                 }
-                let (http, status) = (answer.http, answer.status());
+                let http = answer.http;
+                let status = if self.is_rest {
+                    u64::from(http == 200)
+                } else {
+                    answer.status()
+                };
                 let good = (http, status) == (200, 1);
                 (http, status, if good { String::new() } else { answer.body })
             }
@@ -107,11 +123,22 @@ impl Load {
         clients: Vec<(Client, Value)>,
         story: impl AsyncFnOnce(&Self) -> T,
     ) -> (Vec<Seen>, T) {
+        let clients = clients.into_iter();
+        let requests = clients.map(|(client, question)| (client, post(&question.to_string())));
+        self.during_requests(requests.collect(), story).await
+    }
+
+    /// Like [`Load::during`], with complete requests.
+    pub(super) async fn during_requests<T>(
+        self,
+        clients: Vec<(Client, Vec<u8>)>,
+        story: impl AsyncFnOnce(&Self) -> T,
+    ) -> (Vec<Seen>, T) {
         let asking = clients
             .into_iter()
             .enumerate()
-            .map(|(index, (mut client, question))| {
-                let (load, request) = (&self, post(&question.to_string()));
+            .map(|(index, (mut client, request))| {
+                let load = &self;
                 async move {
                     while !load.over.get() {
                         let seen = client.ask(&request).await;

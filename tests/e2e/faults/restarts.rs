@@ -7,6 +7,7 @@ use vmwatch_api::{Method, metrics::VmLatest};
 
 use super::{
     answers,
+    http::{get, post},
     load::{Client, Load},
     login_request, session, size, start_request, vm_request,
 };
@@ -21,6 +22,7 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
         Program::Metrics,
         Program::Lifecycle,
         Program::Auth,
+        Program::Alert,
         Program::Gateway,
     ];
     let stack = services
@@ -40,10 +42,14 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
     let running = start_request(&session, MACHINES[2].0);
     let questions = [vec![vm_request(&session); 6], vec![running, login_request()]].concat();
     let clients = questions.into_iter().enumerate();
-    let clients = clients.map(|(index, question)| (Client::of(&gateways, index), question));
+    let clients = clients.map(|(index, question)| {
+        let request = post(&question.to_string());
+        (Client::of(&gateways, index), request)
+    });
+    let of_alerts = (0..2).map(|index| (Client::of_rest(&gateways, index), get("/alerts", &session)));
 
     let (seen, ()) = Load::default()
-        .during(clients.collect(), async |load| {
+        .during_requests(clients.chain(of_alerts).collect(), async |load| {
             for program in services {
                 for round in 0..restarts {
                     let replica = stack.replica(program, round % 2);

@@ -147,10 +147,12 @@ fn first_program(tap: &Tap, [to_guest, from_guest]: [u16; 2]) -> String {
     )
 }
 
-/// A cpio archive in the format `newc` with one executable file. The kernel unpacks it before the archive that follows.
-fn cpio(name: &str, content: &str) -> Vec<u8> {
+/// A cpio archive in the format `newc` with these executable files. The kernel unpacks it before the archive that comes
+/// after it.
+pub(super) fn cpio(files: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for (name, mode, content) in [(name, 0o100_755, content), ("TRAILER!!!", 0, "")] {
+    let files = files.iter().map(|&(name, content)| (name, 0o100_755, content));
+    for (name, mode, content) in files.chain([("TRAILER!!!", 0, "")]) {
         let fields = [1, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
         write!(archive, "070701").unwrap();
         for field in fields {
@@ -167,7 +169,7 @@ fn cpio(name: &str, content: &str) -> Vec<u8> {
 /// Defines the guest with a second interface, a disk, a second virtual CPU, reports about its memory and the load.
 fn define(libvirtd: &Libvirtd, tap: &Tap, ports: [u16; 2], settings: &[(&str, &str)]) {
     let initramfs = libvirtd.image().join("initramfs.gz");
-    let mut image = cpio("load", &first_program(tap, ports));
+    let mut image = cpio(&[("load", &first_program(tap, ports))]);
     image.extend(fs::read(&initramfs).unwrap());
     let with_load = libvirtd.image().join("with-load.gz");
     fs::write(&with_load, image).unwrap();

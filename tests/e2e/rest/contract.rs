@@ -18,6 +18,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
             .replace("{instance_id}", "vm-1")
             .replace("{operation_id}", "00000000000000000000000000000000")
             .replace("{join_token_id}", "0000000000000000")
+            .replace("{token_id}", "0000000000000000")
             .replace("{session_id}", "00000000000000000000000000000000")
             .replace("{id}", "00000000000000000000000000000000")
             .replace("{user_name}", "nobody");

@@ -12,5 +12,6 @@ mod rows;
 mod samples;
 mod schemathesis;
 mod sessions;
+mod status;
 mod users;
 mod vms;

@@ -265,6 +265,8 @@ async fn vm_outside_scope_is_answered_like_a_nonexistent_vm() {
         "/processes/history?name=x",
         "/processes/events",
         "/processes/top",
+        "/changes",
+        "/marks",
     ] {
         let [hidden, unknown] = [other, "unknown"].map(|instance| format!("/vms/{instance}{path}"));
         let (hidden, unknown) = (limited.get(&hidden).await, limited.get(&unknown).await);

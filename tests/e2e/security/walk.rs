@@ -45,7 +45,8 @@ const AGENT_KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
 /// Returns for each bus method its subject (without the prefix), its parameters and its minimum role. The requests
-/// change nothing, except that one creates join tokens, because they name users, VMs and sessions that do not exist.
+/// change nothing, except that two create join tokens and API tokens, because they name users, VMs and sessions that do
+/// not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -89,6 +90,15 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "name": "nobody", "password": "long enough" }),
             Admin,
         ),
+        (
+            "auth.tokens.create",
+            json!({ "name": "x", "valid_seconds": 60, "role": "viewer", "scope": "all", "access": "full" }),
+            Viewer,
+        ),
+        ("auth.tokens.list", limit.clone(), Viewer),
+        ("auth.tokens.revoke", json!({ "id": "0000000000000000" }), Viewer),
+        // Like `auth.sessions.used`.
+        ("auth.tokens.used", json!({ "tokens": [] }), Anonymous),
         ("auth.audit.list", limit.clone(), Admin),
         ("metrics.process.latest", at.clone(), Viewer),
         ("metrics.vm.latest", at.clone(), Viewer),
@@ -99,6 +109,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ),
         ("metrics.vm.list", limit.clone(), Viewer),
         ("metrics.vm.get", at.clone(), Viewer),
+        ("metrics.vm.current", json!({}), Viewer),
         ("metrics.vm.history", history.clone(), Viewer),
         ("metrics.vm.hypervisor_history", history, Viewer),
         ("metrics.process.at", at.clone(), Viewer),
@@ -111,6 +122,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ("metrics.filesystem.at", at.clone(), Viewer),
         ("metrics.rows.export", rows, Viewer),
         ("metrics.process.search", search, Viewer),
+        ("metrics.status", json!({}), Admin),
         ("lifecycle.start", at.clone(), Operator),
         ("lifecycle.state", at.clone(), Viewer),
         ("lifecycle.stop", at.clone(), Operator),
@@ -128,22 +140,38 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             Viewer,
         ),
         ("lifecycle.operations.list", limit, Viewer),
-        ("lifecycle.labels.get", at.clone(), Viewer),
+        ("lifecycle.labels.get", at, Viewer),
         (
             "lifecycle.labels.set",
             json!({ "instance_id": ID, "labels": {}, "revision": 0 }),
             Operator,
         ),
+    ]
+}
+
+/// Like [`subjects`], for the methods that remove a VM.
+fn removal_subjects() -> Vec<(&'static str, Value, Least)> {
+    let of_vm = json!({ "instance_id": ID, "name": ID });
+    vec![
+        ("lifecycle.removal.check", of_vm.clone(), Admin),
+        ("metrics.history.remove", json!({ "instance_id": ID }), Admin),
+        ("lifecycle.removal.finish", of_vm, Admin),
+    ]
+}
+
+/// Like [`subjects`], for the methods that show what changed in a VM.
+fn change_subjects() -> Vec<(&'static str, Value, Least)> {
+    let range = json!({ "from_ms": 0, "to_ms": 60_000 });
+    vec![
         (
-            "lifecycle.removal.check",
-            json!({ "instance_id": ID, "name": ID }),
-            Admin,
+            "metrics.process.changes",
+            json!({ "instance_id": ID, "moments": range }),
+            Viewer,
         ),
-        ("metrics.history.remove", at, Admin),
         (
-            "lifecycle.removal.finish",
-            json!({ "instance_id": ID, "name": ID }),
-            Admin,
+            "metrics.vm.starts",
+            json!({ "instance_id": ID, "range": range }),
+            Viewer,
         ),
     ]
 }
@@ -278,6 +306,7 @@ fn routes() -> Vec<Route> {
         ("DELETE", "/sessions/current", none.clone(), Viewer),
         ("DELETE", "/sessions/{session_id}", none.clone(), Viewer),
         ("GET", "/me", none.clone(), Viewer),
+        ("GET", "/metrics", none.clone(), Viewer),
         ("GET", "/vms", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}", none.clone(), Viewer),
         (
@@ -309,6 +338,8 @@ fn routes() -> Vec<Route> {
         ),
         ("GET", "/vms/{instance_id}/processes/events", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}/processes/top", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/changes", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/marks", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}/filesystems", none.clone(), Viewer),
         ("GET", "/processes?name=x", none.clone(), Viewer),
         ("POST", "/vms/{instance_id}/actions", start.clone(), Operator),
@@ -321,6 +352,7 @@ fn routes() -> Vec<Route> {
         ("GET", "/operations", none.clone(), Viewer),
         ("GET", "/operations/{operation_id}", none.clone(), Viewer),
         ("GET", "/events", none.clone(), Viewer),
+        ("GET", "/status", none.clone(), Admin),
         ("GET", "/users", none.clone(), Admin),
         (
             "POST",
@@ -337,6 +369,9 @@ fn routes() -> Vec<Route> {
             json!({ "password": "long enough" }),
             Admin,
         ),
+        ("GET", "/tokens", none.clone(), Viewer),
+        ("POST", "/tokens", json!({ "name": "x" }), Viewer),
+        ("DELETE", "/tokens/{token_id}", none.clone(), Viewer),
         ("POST", "/join-tokens", json!({}), Admin),
         ("GET", "/join-tokens", none.clone(), Admin),
         ("DELETE", "/join-tokens/{join_token_id}", none.clone(), Admin),
@@ -442,7 +477,14 @@ fn principal(role: Role, scope: Scope) -> Principal {
 async fn every_bus_subject_enforces_roles_and_scopes() {
     // The test's own bus user has all permissions.
     let stack = stack().replicas(Program::Alert, 1).start().await;
-    let rows = [subjects(), enrollment_subjects(), alert_subjects()].concat();
+    let rows = [
+        subjects(),
+        removal_subjects(),
+        change_subjects(),
+        enrollment_subjects(),
+        alert_subjects(),
+    ]
+    .concat();
     let (walked, known) = (
         rows.iter().map(|row| row.0).collect::<BTreeSet<_>>(),
         METHODS
@@ -502,7 +544,7 @@ async fn every_bus_subject_enforces_roles_and_scopes() {
             );
         } else if matches!(
             *subject,
-            "metrics.vm.list" | "lifecycle.vm.list" | "lifecycle.operations.list"
+            "metrics.vm.list" | "metrics.vm.current" | "lifecycle.vm.list" | "lifecycle.operations.list"
         ) {
             let all = ask(&stack, subject, Some(principal(Role::Viewer, Scope::All)), params)
                 .await
@@ -526,6 +568,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
         .replace("{operation_id}", OPERATION)
         .replace("{session_id}", OPERATION)
         .replace("{join_token_id}", "0000000000000000")
+        .replace("{token_id}", "0000000000000000")
         .replace("{id}", OPERATION)
         .replace("{user_name}", "nobody");
     let mut request = api.request(method.parse::<Method>().unwrap(), &path);
@@ -625,7 +668,7 @@ async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
                 seen[0], seen[1],
                 "{method} {path}: a VM outside the scope must be answered like one that does not exist"
             );
-        } else if matches!(*path, "/vms" | "/operations") {
+        } else if matches!(*path, "/vms" | "/metrics" | "/operations") {
             eventually("the list contains the VM", Duration::from_secs(10), async || {
                 let reply = everything.get(path).await;
                 if reply.body.contains(other) {
