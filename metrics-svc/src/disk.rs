@@ -135,7 +135,8 @@ fn disk(used: u64, size: u64, points: &[Point], now_ms: u64) -> DatabaseDisk {
 
 /// Returns used and total bytes of the database's file system, if the database server reports them.
 fn sizes(stats: &Document) -> Option<(u64, u64)> {
-    Some((number(stats, "fsUsedSize")?, number(stats, "fsTotalSize")?))
+    let total = number(stats, "fsTotalSize").filter(|&total| total > 0)?;
+    Some((number(stats, "fsUsedSize")?, total))
 }
 
 fn number(stats: &Document, name: &str) -> Option<u64> {
@@ -177,6 +178,10 @@ mod tests {
         let stats = doc! { "ok": 1, "fsUsedSize": 3.5e9, "fsTotalSize": 10_000_000_000_i64 };
         assert_eq!(sizes(&stats), Some((3_500_000_000, 10_000_000_000)));
         assert_eq!(sizes(&doc! { "ok": 1, "fsUsedSize": 1 }), None);
+        assert_eq!(
+            sizes(&doc! { "ok": 1, "fsUsedSize": 0.0, "fsTotalSize": 0.0 }),
+            None
+        );
     }
 
     #[test]

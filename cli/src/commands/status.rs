@@ -113,7 +113,12 @@ fn table(status: &Status) -> Table {
             .iter()
             .map(|replica| replica.version.as_str())
             .collect();
-        let text = format!("{} replicas: {}", versions.len(), versions.join(", "));
+        let noun = if versions.len() == 1 {
+            "replica"
+        } else {
+            "replicas"
+        };
+        let text = format!("{} {noun}: {}", versions.len(), versions.join(", "));
         table.row([Cell::from(&program.name), Cell::from(text)]);
     }
     let mut line = |part: &str, text: Option<String>| {
@@ -226,7 +231,7 @@ mod tests {
         let expected = "\
 PART                       STATE
 disk                       the disk is full in 3 days
-vmwatch-auth               1 replicas: 0.1.0
+vmwatch-auth               1 replica: 0.1.0
 samples                    3 wait, the oldest for 4 s; 1 dead letters
 compaction                 unknown
 disk                       5 of 8 GiB used, full in 3 days
