@@ -242,6 +242,9 @@ def backup_and_restore(checks: Checks, project: Project, api: Api) -> None:
     checks.that(bool(rows), f"a session and the rows from before the backup still exist: {len(rows)} rows")
     over = api.ask({"method": 611611, "session_id": after, "data": {"instance_id": INSTANCE}})
     checks.that(over["status_code"] == 3, f"a session from after the backup has ended: {over['message']}")
+    # The agent is unhealthy while it has no NATS, and `docker compose up --wait` fails if a container is unhealthy.
+    for container in project.containers("agent"):
+        project.wait_healthy(container)
 
 
 def scale(checks: Checks, project: Project, api: Api) -> None:
