@@ -6,22 +6,28 @@
 //! with its KV bucket, at the same bounded rate as that of an unknown session.
 
 mod table;
-mod uses;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Principal,
-    api_tokens::{API_TOKEN_BUCKET, ApiToken, ApiTokenAccess, ApiTokenId},
+    api_tokens::{
+        API_TOKEN_BUCKET, ApiToken, ApiTokenAccess, ApiTokenId, ApiTokenUse, ApiTokensUsed, MAX_USED_TOKENS,
+        UsedApiToken, UsedApiTokens,
+    },
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{Bus, follow::Follower, users::UserTable};
 
-use self::{
-    table::{Known, TokenTable},
-    uses::Uses,
+use self::table::{Known, TokenTable};
+use crate::uses::{Reports, Uses};
+
+const REPORTS: Reports<ApiTokensUsed, UsedApiToken> = Reports {
+    most: MAX_USED_TOKENS,
+    params: |tokens| UsedApiTokens { tokens },
+    dropped: "vmwatch_api_token_uses_dropped_total",
 };
 
 /// The valid API tokens.
@@ -29,7 +35,7 @@ use self::{
 pub(crate) struct ApiTokens {
     table: Follower<TokenTable>,
     users: Follower<UserTable>,
-    uses: Uses,
+    uses: Uses<UsedApiToken>,
 }
 
 /// A valid API token, and what it permits now.
@@ -75,7 +81,7 @@ impl ApiTokens {
         Self {
             table: Follower::start(bus, API_TOKEN_BUCKET, stale_after, table, shutdown.clone()),
             users,
-            uses: Uses::report(bus, shutdown.clone()),
+            uses: Uses::report(bus, REPORTS, shutdown.clone()),
         }
     }
 
@@ -94,7 +100,14 @@ impl ApiTokens {
             return Ok(None);
         };
         if known.is_use_due(now) {
-            self.uses.note(token.id, now, source);
+            let last_use = ApiTokenUse {
+                at_ms: now,
+                source: source.map(str::to_owned),
+            };
+            self.uses.note(UsedApiToken {
+                id: token.id,
+                last_use,
+            });
         }
         Ok(Some(Grant {
             token: *token,

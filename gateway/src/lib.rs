@@ -29,6 +29,7 @@ pub mod rest;
 mod scrapes;
 mod sessions;
 mod sources;
+mod uses;
 
 use std::sync::Arc;
 

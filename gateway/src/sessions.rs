@@ -6,7 +6,6 @@
 //! table has caught up with its KV bucket.
 
 mod table;
-mod uses;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,16 +17,17 @@ use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Principal,
     auth::{Token, TokenHash},
-    sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
+    sessions::{
+        MOST_USED, SESSION_BUCKET, SessionRecord, SessionsUsed, USER_BUCKET, UsedSession, UsedSessions,
+        UserRecord,
+    },
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{Bus, follow::Follower, jetstream::Bucket, users::UserTable};
 
-use self::{
-    table::{Known, SessionTable, decode},
-    uses::Uses,
-};
+use self::table::{Known, SessionTable, decode};
+use crate::uses::{Reports, Uses};
 
 /// Deadline of a KV read. JetStream normally answers within milliseconds.
 const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
@@ -37,6 +37,14 @@ const MISS_MEMORY: Duration = Duration::from_secs(5);
 const MISSES: u64 = 100_000;
 /// Maximum number of concurrent reads of the KV bucket of sessions; further checks fail with "try again".
 const READS: usize = 64;
+
+/// Reports of uses, without which sessions in use would expire as idle. A session is used often enough that a dropped
+/// use is followed by another one well before it expires.
+const REPORTS: Reports<SessionsUsed, UsedSession> = Reports {
+    most: MOST_USED,
+    params: |sessions| UsedSessions { sessions },
+    dropped: "vmwatch_session_uses_dropped_total",
+};
 
 /// Size and staleness limits of the tables of sessions and users.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +61,7 @@ pub(crate) struct Sessions {
     bucket: Bucket,
     live: Follower<SessionTable>,
     users: Follower<UserTable>,
-    uses: Uses,
+    uses: Uses<UsedSession>,
     misses: Cache<TokenHash, ()>,
     reads: Arc<Semaphore>,
 }
@@ -90,7 +98,7 @@ impl Sessions {
             bucket: Bucket::new(bus, SESSION_BUCKET, BUCKET_DEADLINE),
             live,
             users,
-            uses: Uses::report(bus, shutdown.clone()),
+            uses: Uses::report(bus, REPORTS, shutdown.clone()),
             misses: Cache::builder()
                 .max_capacity(MISSES)
                 .time_to_live(MISS_MEMORY)
@@ -127,7 +135,10 @@ impl Sessions {
             return Ok(None);
         };
         if known.is_use_due(now) {
-            self.uses.note(token, now);
+            self.uses.note(UsedSession {
+                key: token.key(),
+                used_at_ms: now,
+            });
         }
         Ok(Some(Session { known, user }))
     }

@@ -31,7 +31,7 @@ use crate::Gateway;
 pub(super) struct JoinToken {
     /// Id of the join token. The token cannot be derived from it.
     id: JoinTokenId,
-    /// Name of the administrator who created the token.
+    /// Name of the administrator that created the token.
     created_by: String,
     /// Time at which the token was created.
     created_at: Timestamp,

@@ -51,7 +51,7 @@ pub(super) enum Mark {
         action: Option<Action>,
         /// Current state of the operation.
         state: OperationState,
-        /// User who requested the operation.
+        /// User that requested the operation.
         user: String,
     },
     /// An alert of the VM that fires or has fired.

@@ -134,7 +134,7 @@ pub(super) struct Operation {
     /// Name of the hypervisor that has the VM; null until it is found.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// User who requested the operation.
+    /// User that requested the operation.
     user: String,
     /// Client address of the request, as seen by the gateway.
     #[schema(required)]

@@ -155,7 +155,7 @@ pub(super) struct OwnSession {
     source: Option<String>,
 }
 
-/// Live sessions of the user who sent the request.
+/// Live sessions of the user that sent the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SessionList {
     /// Sessions, newest first.

@@ -119,7 +119,7 @@ pub struct EndedBy {
     pub operation_id: OperationId,
     /// What the operation did, such as `stop`.
     pub action: String,
-    /// Name of the user who requested the operation.
+    /// Name of the user that requested the operation.
     pub user: String,
 }
 

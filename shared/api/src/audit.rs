@@ -81,7 +81,7 @@ pub struct AuditRecord {
     /// The requested action, written as the method's subject without the common prefix, such as `lifecycle.start`.
     pub action: String,
     /// Name of the user who attempted the action. If no such user exists, the name is escaped by [`UserName::shown`]. For
-    /// the enrolment of an agent, the name of the user who created the join token.
+    /// the enrolment of an agent, the name of the user that created the join token.
     pub user: String,
     /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -117,7 +117,7 @@ fn bounded_ids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Instanc
 pub struct JoinTokenRecord {
     /// The secret's hash ([`JoinToken::secret_hash`]).
     pub secret_hash: String,
-    /// Name of the administrator who created the token.
+    /// Name of the administrator that created the token.
     pub created_by: String,
     /// Whether a command of auth-svc created the token. Otherwise the token is refused once its creator is no longer an
     /// administrator, and allows only VMs in the creator's scope.

@@ -178,7 +178,7 @@ pub struct Operation {
     /// The hypervisor that the request named; absent if it named none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requested_hypervisor: Option<String>,
-    /// Name of the user who requested the action.
+    /// Name of the user that requested the action.
     pub user: String,
     /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]

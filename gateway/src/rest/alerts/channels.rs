@@ -47,7 +47,7 @@ pub(in crate::rest) struct Channel {
     spec: channels::ChannelSpec,
     /// Whether the channel has a secret.
     has_secret: bool,
-    /// Name of the user who made the last change.
+    /// Name of the user that made the last change.
     changed_by: String,
     /// Time of the last change.
     changed_at: Timestamp,

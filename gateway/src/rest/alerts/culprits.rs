@@ -20,7 +20,7 @@ pub(in crate::rest) struct EndedBy {
     operation_id: OperationId,
     /// What the operation did, such as `stop`.
     action: String,
-    /// Name of the user who requested the operation.
+    /// Name of the user that requested the operation.
     user: String,
 }
 

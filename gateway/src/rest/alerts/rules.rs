@@ -39,7 +39,7 @@ pub(in crate::rest) struct Rule {
     revision: u64,
     #[schema(value_type = RuleSpec)]
     spec: rules::RuleSpec,
-    /// Name of the user who made the last change; empty for a starter rule that was never changed.
+    /// Name of the user that made the last change; empty for a starter rule that was never changed.
     changed_by: String,
     /// Time of the last change.
     changed_at: Timestamp,

@@ -41,7 +41,7 @@ pub(in crate::rest) struct Silence {
     from: Timestamp,
     /// End of the silence.
     to: Timestamp,
-    /// Comment of the user who created the silence.
+    /// Comment that was given with the silence.
     comment: String,
     /// Name of that user.
     created_by: String,

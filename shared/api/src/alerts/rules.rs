@@ -66,7 +66,7 @@ pub struct Rule {
     /// Number of the rule's last change, which the next change must name.
     pub revision: u64,
     pub spec: RuleSpec,
-    /// Name of the user who made the last change; empty for a starter rule that was never changed.
+    /// Name of the user that made the last change; empty for a starter rule that was never changed.
     pub changed_by: String,
     /// Unix milliseconds.
     pub changed_ms: u64,

@@ -67,7 +67,7 @@ pub struct Silence {
     pub id: RecordId,
     #[serde(flatten)]
     pub silence: NewSilence,
-    /// Name of the user who created the silence.
+    /// Name of the user that created the silence.
     pub created_by: String,
     /// Unix milliseconds.
     pub created_ms: u64,
