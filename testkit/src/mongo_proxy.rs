@@ -67,10 +67,17 @@ enum Gate {
     Open,
     /// Connections whose command was held are closed.
     Dropped,
-    /// The first commands with this name, up to the given number, are forwarded; all later ones are held.
-    Closed(&'static str, u32),
+    /// The first of these commands, up to the given number, are forwarded; all later ones are held.
+    Closed(Held, u32),
     /// Commands that were held stay so, and others are forwarded.
     Kept,
+}
+
+/// The commands on the collection that are held: those with this name that contain this text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    name: &'static str,
+    text: &'static str,
 }
 
 impl MongoProxy {
@@ -122,8 +129,21 @@ impl MongoProxy {
 
     /// Forwards `after` more commands with this name on the collection, and holds all later ones.
     pub fn hold(&self, command: &'static str, after: u32) {
+        let held = Held {
+            name: command,
+            text: "",
+        };
+        self.close(held, after);
+    }
+
+    /// Holds all commands with this name on the collection that contain the text.
+    pub fn hold_with(&self, command: &'static str, text: &'static str) {
+        self.close(Held { name: command, text }, 0);
+    }
+
+    fn close(&self, held: Held, after: u32) {
         self.state.held.store(0, Ordering::Relaxed);
-        self.state.gate.send_replace(Gate::Closed(command, after));
+        self.state.gate.send_replace(Gate::Closed(held, after));
     }
 
     /// Waits until the proxy holds a command.
@@ -242,34 +262,39 @@ async fn passes(message: &[u8], state: &State) -> bool {
     loop {
         let mut gate = state.gate.subscribe();
         let now = *gate.borrow_and_update();
-        let (name, after) = match now {
-            Gate::Closed(name, after) => (name, after),
-            Gate::Kept if held => ("", 0),
-            _ => return !held || now == Gate::Open,
-        };
-        if !held && !is_command(message, name, state.collection) {
-            return true;
-        }
-        if !held && after > 0 {
-            let one_fewer = |gate: &mut Gate| {
-                let left = *gate == now;
-                if left {
-                    *gate = Gate::Closed(name, after - 1);
+        match now {
+            Gate::Closed(..) | Gate::Kept if held => {}
+            Gate::Closed(which, _) if !which.is(message, state.collection) => return true,
+            Gate::Closed(which, after) if after > 0 => {
+                let one_fewer = |gate: &mut Gate| {
+                    let left = *gate == now;
+                    if left {
+                        *gate = Gate::Closed(which, after - 1);
+                    }
+                    left
+                };
+                if state.gate.send_if_modified(one_fewer) {
+                    return true;
                 }
-                left
-            };
-            if state.gate.send_if_modified(one_fewer) {
-                return true;
+                continue;
             }
-            continue;
-        }
-        if !held {
-            held = true;
-            state.held.fetch_add(1, Ordering::Relaxed);
+            Gate::Closed(..) => {
+                held = true;
+                state.held.fetch_add(1, Ordering::Relaxed);
+            }
+            Gate::Open | Gate::Dropped | Gate::Kept => return !held || now == Gate::Open,
         }
         if gate.changed().await.is_err() {
             return false;
         }
+    }
+}
+
+impl Held {
+    fn is(self, message: &[u8], collection: &str) -> bool {
+        let text = self.text.as_bytes();
+        let contains = text.is_empty() || message.windows(text.len()).any(|part| part == text);
+        contains && is_command(message, self.name, collection)
     }
 }
 
