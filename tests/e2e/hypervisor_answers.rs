@@ -16,7 +16,7 @@ use vmwatch_api::{
 };
 
 use crate::{
-    history_support::{self, SECOND, call, call_in, publish, sample, stored},
+    history_support::{self, MINUTE, SECOND, call, call_in, publish, sample, stored},
     hypervisor_samples::{measured, publish_measured, rolled_up},
     python_repr::Python,
     rest::client::{self, Api, rfc3339},
@@ -272,7 +272,8 @@ async fn exports_rows(api: &Api, range: &str) {
 async fn rest_api_answers_what_the_hypervisor_measured() {
     let stack = client::stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
-    let at_ms = unix_millis() / 10_000 * 10_000 - 60 * SECOND;
+    // Both rows are in one minute, so that one time bucket of the chart contains them, and is computed from rows.
+    let at_ms = (unix_millis() / MINUTE - 1) * MINUTE;
     publish_measured(&stack, &first_measured("alone", at_ms)).await;
     publish_measured(&stack, &measured("alone", at_ms + 10 * SECOND, 2.5)).await;
     publish(&stack, &sample("both", at_ms, "+00:00", 50.0)).await;
