@@ -92,6 +92,21 @@ impl Api {
         .await;
     }
 
+    /// Waits until the request fails with 503. NATS may still send requests to a process killed a moment ago; these
+    /// time out with 504.
+    pub(crate) async fn becomes_unavailable(&self, path: &str) {
+        let reply = eventually("the request fails at once", PATIENCE, async || {
+            let reply = self.get(path).await;
+            if reply.status == 504 {
+                Err(format!("{reply:?}"))
+            } else {
+                Ok(reply)
+            }
+        })
+        .await;
+        reply.problem(503, "unavailable");
+    }
+
     /// Returns a client of another gateway with the same session.
     pub(crate) fn at(&self, gateway: &Gateway) -> Self {
         self.at_url(&gateway.url(""))

@@ -196,5 +196,5 @@ async fn rows_are_exported_completely_in_pages_as_json_lines_and_csv() {
 
     // While metrics-svc is unreachable, a page fails as a whole, so that a partial file is never taken for a complete one.
     stack.replica(Program::Metrics, 0).process.kill9();
-    api.get(&path).await.problem(503, "unavailable");
+    api.becomes_unavailable(&path).await;
 }

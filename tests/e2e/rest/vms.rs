@@ -333,6 +333,7 @@ async fn vm_list_is_partial_while_one_source_is_unreachable() {
 
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.kill9();
+    api.becomes_unavailable("/vms/elsewhere").await;
     let page = api.read("/vms?state=running").await;
     let vm = of(&page, running);
     assert_eq!(
@@ -350,7 +351,7 @@ async fn vm_list_is_partial_while_one_source_is_unreachable() {
     }
 
     lifecycle.process.kill9();
-    api.get("/vms").await.problem(503, "unavailable");
+    api.becomes_unavailable("/vms").await;
     assert_eq!(api.get("/me").await.status, 200);
     metrics.restart().await;
     eventually("the samples are listed again", PATIENCE, async || {
