@@ -38,16 +38,29 @@ pub(super) struct Stored {
 pub(super) async fn read(store: &Store, samples: &mut Samples) -> Result<Stored, AlertError> {
     let state = store.state.find_one(doc! { "_id": ENGINE_STATE }).await?;
     let stored = state.map(|state| Stored {
-        standstills: serde_json::from_str(&state.standstills).unwrap_or_default(),
+        standstills: serde_json::from_str(&state.standstills).unwrap_or_else(|error| {
+            broken("alert_state");
+            warn!(%error, "the stored standstills of ingestion could not be decoded; they are ignored");
+            Standstills::default()
+        }),
         saved_sequence: unsigned(state.saved_sequence),
     });
     let mut all = store.progress.find(doc! {}).await?;
     while let Some(progress) = all.try_next().await? {
-        if let Ok(vm) = progress.id.parse() {
-            samples.restore(&vm, unsigned(progress.newest_ms), unsigned(progress.arrived_ms));
+        match progress.id.parse() {
+            Ok(vm) => samples.restore(&vm, unsigned(progress.newest_ms), unsigned(progress.arrived_ms)),
+            Err(error) => {
+                broken("alert_progress");
+                warn!(%error, "the progress of a VM has an invalid id; it is ignored");
+            }
         }
     }
     Ok(stored.unwrap_or_default())
+}
+
+/// Counts a record that could not be decoded.
+fn broken(collection: &'static str) {
+    counter!("vmwatch_broken_records_total", "collection" => collection).increment(1);
 }
 
 /// How far records have been evaluated, and how far the changes of alerts that they caused are stored.

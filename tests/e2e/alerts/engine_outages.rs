@@ -133,3 +133,26 @@ async fn restart_of_alert_svc_after_an_outage_of_its_own_is_no_alert() {
     assert_eq!(alerts(&stack, &silent).await, []);
     assert_eq!(alerts(&stack, &not_receiving).await, []);
 }
+
+#[tokio::test]
+async fn stored_state_that_cannot_be_decoded_is_counted_and_ignored() {
+    let stack = start(builder()).await;
+    let busy = add_rule(&stack, "busy", CPU, 0).await;
+    let alert_svc = stack.replica(Program::Alert, 0);
+    alert_svc.process.kill9();
+    arrived(&stack, &["an/invalid id".to_owned()], unix_millis()).await;
+    let states = stack
+        .database
+        .handle()
+        .collection::<mongodb::bson::Document>("alert_state");
+    let set = mongodb::bson::doc! { "$set": { "standstills": "{" } };
+    states.update_one(mongodb::bson::doc! {}, set).await.unwrap();
+    alert_svc.restart().await;
+    publish(&stack, &cpu("vm-1", unix_millis(), 95.0)).await;
+    has_alerts(&stack, &busy, &[("vm-1", "", "firing")]).await;
+    let metrics = alert_svc.metrics().await;
+    for collection in ["alert_state", "alert_progress"] {
+        let count = format!("vmwatch_broken_records_total{{collection=\"{collection}\"}} 1");
+        assert!(metrics.contains(&count), "{metrics}");
+    }
+}
