@@ -109,6 +109,7 @@ impl Handlers {
             at_ms: unix_millis(),
             action: method.subject.to_owned(),
             user: context.user().to_owned(),
+            api_token: context.api_token.clone(),
             source: context.source.clone(),
             target: target.map(RecordId::to_string),
             request_id: context.request_id.clone(),

@@ -44,6 +44,7 @@ impl Entry<'_> {
             at_ms: unix_millis(),
             action: self.action.subject.to_owned(),
             user: self.user.to_owned(),
+            api_token: context.api_token.clone(),
             source: context.source.clone(),
             target: self.target.map(str::to_owned),
             request_id: context.request_id.clone(),

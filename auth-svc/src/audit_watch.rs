@@ -78,6 +78,7 @@ async fn record(audit: &Audit, flood: &Flood, action: MethodInfo, what: &str, al
             at_ms: unix_millis(),
             action: action.subject.to_owned(),
             user: String::new(),
+            api_token: None,
             source: Some(source),
             target: None,
             request_id: random_id(),

@@ -43,7 +43,9 @@ async fn main() -> anyhow::Result<()> {
     let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
     match command.unwrap_or(Command::Serve) {
         Command::User(command) => users::run(command, &settings).await?,
-        Command::JoinToken(command) => enrollment_commands::join_token(command, &settings).await?,
+        Command::JoinToken(command) => {
+            Box::pin(enrollment_commands::join_token(command, &settings)).await?;
+        }
         Command::Agent(command) => enrollment_commands::agent(command, &settings).await?,
         Command::Setup(arguments) => Box::pin(auth_svc::set_up(&settings, arguments)).await?,
         Command::Serve => {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Principal,
     api_tokens::{
-        API_TOKEN_BUCKET, ApiToken, ApiTokenAccess, ApiTokenId, ApiTokenUse, ApiTokensUsed, MAX_USED_TOKENS,
-        UsedApiToken, UsedApiTokens,
+        API_TOKEN_BUCKET, ApiToken, ApiTokenAccess, ApiTokenId, ApiTokenLabel, ApiTokenUse, ApiTokensUsed,
+        MAX_USED_TOKENS, UsedApiToken, UsedApiTokens,
     },
     time::unix_millis,
     wire::{Fault, FaultKind},
@@ -58,6 +58,14 @@ impl Grant {
     /// The owner's name, with the lesser of the token's and the owner's role and scope.
     pub(crate) fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// The id and the name of the token, for the audit.
+    pub(crate) fn label(&self) -> ApiTokenLabel {
+        ApiTokenLabel {
+            id: self.token.id,
+            name: self.known.record.name.clone(),
+        }
     }
 
     pub(crate) fn access(&self) -> ApiTokenAccess {

@@ -173,11 +173,18 @@ fn story(operation: &Operation) -> String {
 }
 
 fn audit_table(records: &[AuditRecord]) -> String {
-    let mut table = Table::new(["WHEN", "USER", "FROM", "ACTION", "TARGET", "RESULT", "DETAIL"]);
+    let mut table = Table::new([
+        "WHEN", "USER", "TOKEN", "FROM", "ACTION", "TARGET", "RESULT", "DETAIL",
+    ]);
     for record in records {
         table.row([
             moment(record.at_ms),
             record.user.clone(),
+            record
+                .api_token
+                .as_ref()
+                .map(|token| token.id.to_string())
+                .unwrap_or_default(),
             record.source.clone().unwrap_or_default(),
             record.action.clone(),
             record.target.clone().unwrap_or_default(),

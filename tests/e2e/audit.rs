@@ -209,6 +209,7 @@ async fn audit_reader_does_not_wait_for_expired_records() {
             at_ms: unix_millis(),
             action: "auth.users.add".to_owned(),
             user: "admin".to_owned(),
+            api_token: None,
             source: None,
             target: None,
             request_id: number.to_string(),

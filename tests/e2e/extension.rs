@@ -55,6 +55,7 @@ fn record(action: &str, user: &str, target: &Target, request_id: &str, result: A
         at_ms: unix_millis(),
         action: action.to_owned(),
         user: user.to_owned(),
+        api_token: None,
         source: None,
         target: Some(target.instance_id.to_string()),
         request_id: request_id.to_owned(),

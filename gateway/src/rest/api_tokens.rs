@@ -107,7 +107,7 @@ pub(super) struct ApiTokensQuery {
     limit: Option<PageLimit>,
 }
 
-/// An API token to create.
+/// Schema of the scope of a new token.
 fn token_scope_schema() -> OneOfBuilder {
     scope_schema(MAX_TOKEN_VMS)
         .description(Some(
@@ -116,6 +116,7 @@ fn token_scope_schema() -> OneOfBuilder {
         .default(Some("all".into()))
 }
 
+/// An API token to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewApiToken {

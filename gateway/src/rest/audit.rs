@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     UserName,
+    api_tokens::ApiTokenLabel,
     audit::{self, AuditFilter, AuditResult},
     lifecycle::OperationId,
 };
@@ -29,6 +30,10 @@ pub(super) struct AuditRecord {
     action: String,
     /// User who attempted the action. For a login, the given name, whether or not such a user exists.
     user: String,
+    /// API token with which the user sent the request; absent if the user had a session or no credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    api_token: Option<ApiTokenLabel>,
     /// Client address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
@@ -53,6 +58,7 @@ impl From<audit::AuditRecord> for AuditRecord {
             at: Timestamp::of_ms(record.at_ms),
             action: record.action,
             user: record.user,
+            api_token: record.api_token,
             source: record.source,
             target: record.target,
             request_id: record.request_id,
@@ -99,7 +105,7 @@ pub(super) struct AuditQuery {
 
 /// Read the audit log
 ///
-/// Records of logins, user management and actions on VMs, with user, client address, target and result.
+/// Records of logins, user management and actions on VMs, with user, API token, client address, target and result.
 #[utoipa::path(
     get, path = "/audit", tag = "audit", operation_id = "list_audit", params(AuditQuery),
     responses((status = OK, body = AuditPage, description = "a page of audit records, newest first")),

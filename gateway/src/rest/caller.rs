@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, header, request::Parts},
 };
 use metrics::counter;
-use tracing::{debug, info};
+use tracing::debug;
 use vmwatch_api::{
     Access, Kind, Method, Principal, Role,
     api_tokens::ApiToken,
@@ -117,10 +117,13 @@ impl Caller {
 
     /// Creates the context of a call to a service in the name of the user. A command gets a random idempotency key.
     pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
-        let context = self
+        let mut context = self
             .visitor
             .context(gateway, kind)
             .as_principal(self.principal().clone());
+        if let Credential::ApiToken(grant) = &self.credential {
+            context.api_token = Some(grant.label());
+        }
         match kind {
             Kind::Query => context,
             Kind::Command => context.with_fresh_key(),
@@ -216,10 +219,6 @@ async fn api_token(
         counter!("vmwatch_api_token_refusals_total").increment(1);
         debug!(token = %grant.id(), user = grant.principal().user, method = %parts.method, route, "{fault}");
         return Err(fault.into());
-    }
-    if !parts.method.is_safe() {
-        // The audit names the user and the request; this line adds the token.
-        info!(token = %grant.id(), user = grant.principal().user, method = %parts.method, route, "request with an API token");
     }
     Ok(Credential::ApiToken(grant))
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use vmwatch_api::{
     InstanceId, MethodInfo,
     actions::Refused,
+    api_tokens::ApiTokenLabel,
     lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb},
     time::unix_millis,
     wire::{Fault, FaultKind},
@@ -34,6 +35,9 @@ pub(super) struct Record {
     /// Subject of the bus method that requested the operation; empty in a record of an earlier version.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) method: String,
+    /// The API token with which the operation was requested, for the audit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) api_token: Option<ApiTokenLabel>,
     pub(super) lease: Lease,
     /// Number of times that the action was sent to the hypervisor.
     pub(super) acts: u8,
@@ -83,6 +87,7 @@ impl Record {
         let mut record = Self {
             operation,
             method: method.subject.to_owned(),
+            api_token: context.api_token.clone(),
             lease,
             acts: 0,
             newer: false,
@@ -184,16 +189,19 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
 mod tests {
     use super::*;
 
-    /// A record stored by an earlier version. `VMWATCH_BLESS=1` does not rewrite this file, because such records must
+    /// Records stored by earlier versions. `VMWATCH_BLESS=1` does not rewrite these files, because such records must
     /// stay readable.
-    const GOLDEN: &str = include_str!("../../../tests/golden/forms/operation-record.json");
+    const FORMER: &str = include_str!("../../../tests/golden/forms/operation-record.json");
+    const GOLDEN: &str = include_str!("../../../tests/golden/forms/operation-record-token.json");
 
     #[test]
-    fn operation_record_is_encoded_as_in_golden_file() {
-        let record = Record::decode(GOLDEN.as_bytes()).unwrap();
-        assert!(!record.newer);
-        let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
-        assert_eq!(serde_json::to_value(&record).unwrap(), golden);
+    fn operation_record_is_encoded_as_in_golden_files() {
+        for golden in [FORMER, GOLDEN] {
+            let record = Record::decode(golden.as_bytes()).unwrap();
+            assert!(!record.newer);
+            let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+            assert_eq!(serde_json::to_value(&record).unwrap(), golden);
+        }
     }
 
     #[test]

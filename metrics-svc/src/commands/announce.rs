@@ -45,6 +45,7 @@ pub(super) async fn announced(
         at_ms: unix_millis(),
         action: action.to_owned(),
         user: Service::Metrics.name().to_owned(),
+        api_token: None,
         source: Some(cli::invoker()),
         target: None,
         request_id: random_id(),

@@ -82,6 +82,16 @@ pub struct ApiTokenRecord {
     pub last_use: Option<ApiTokenUse>,
 }
 
+/// The id and the name of an API token, by which the audit shows with which token a request was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ApiTokenLabel {
+    /// Public id of the API token, which is also part of the token itself.
+    pub id: ApiTokenId,
+    /// Name that the token was given when it was created.
+    pub name: Title,
+}
+
 /// A use of an API token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiTokenUse {

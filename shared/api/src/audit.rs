@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Access, Class, Kind, Method, MethodInfo, Role, Service, UserKey, UserName, auth::Login,
-    enrollment::AgentsEnroll, lifecycle::OperationId, metrics::Limit,
+    Access, Class, Kind, Method, MethodInfo, Role, Service, UserKey, UserName, api_tokens::ApiTokenLabel,
+    auth::Login, enrollment::AgentsEnroll, lifecycle::OperationId, metrics::Limit,
 };
 
 /// The JetStream stream of audit records. Records are only appended, never changed.
@@ -83,6 +83,9 @@ pub struct AuditRecord {
     /// Name of the user who attempted the action. If no such user exists, the name is escaped by [`UserName::shown`]. For
     /// the enrolment of an agent, the name of the user that created the join token.
     pub user: String,
+    /// The API token of the request; `None` if the request was sent with a session or without a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_token: Option<ApiTokenLabel>,
     /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
@@ -251,6 +254,7 @@ mod tests {
             at_ms: 1000,
             action: "auth.users.add".to_owned(),
             user: "ann".to_owned(),
+            api_token: None,
             source: None,
             target: Some("bob".to_owned()),
             request_id: String::new(),

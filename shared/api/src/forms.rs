@@ -47,7 +47,8 @@ fn reads_more<T: Serialize + DeserializeOwned>(golden: &str) {
 }
 
 const PRINCIPAL: &str = include_str!("../../../tests/golden/forms/principal.json");
-const AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record.json");
+const AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record-token.json");
+const FORMER_AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record.json");
 const SESSION_RECORD: &str = include_str!("../../../tests/golden/forms/session-record.json");
 const SESSION_LIST: &str = include_str!("../../../tests/golden/forms/session-list.json");
 const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record-created.json");
@@ -89,6 +90,7 @@ const EVENTS: [&str; 8] = [
 fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<Principal>(PRINCIPAL);
     reads_more::<AuditRecord>(AUDIT_RECORD);
+    reads_more::<AuditRecord>(FORMER_AUDIT_RECORD);
     reads_more::<SessionRecord>(SESSION_RECORD);
     reads_more::<SessionList>(SESSION_LIST);
     reads_more::<UserRecord>(USER_RECORD);

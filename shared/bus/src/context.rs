@@ -12,6 +12,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use vmwatch_api::{
     Principal,
+    api_tokens::ApiTokenLabel,
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
@@ -25,13 +26,16 @@ pub mod headers {
     pub const DEADLINE: &str = "Vmwatch-Deadline";
     /// Header with the [`Principal`](vmwatch_api::Principal) as JSON; absent in requests without a session.
     pub const PRINCIPAL: &str = "Vmwatch-Principal";
+    /// Header with the [`ApiTokenLabel`](vmwatch_api::api_tokens::ApiTokenLabel) of the request's API token as JSON;
+    /// absent in requests without an API token.
+    pub const API_TOKEN: &str = "Vmwatch-Api-Token";
     /// Header with the idempotency key of a command. Two commands with the same key take effect only once.
     pub const IDEMPOTENCY_KEY: &str = "Vmwatch-Idempotency-Key";
     /// Header with the IP address of the client, as seen by the gateway.
     pub const SOURCE: &str = "Vmwatch-Source";
 }
 
-/// The context of a request: its id, deadline, principal, idempotency key and source.
+/// The context of a request: its id, deadline, principal, API token, idempotency key and source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     /// The id of the request, the same in all services.
@@ -40,6 +44,9 @@ pub struct Context {
     /// agree to within a small fraction of the shortest time limit, which NTP ensures.
     pub deadline_ms: u64,
     pub principal: Option<Principal>,
+    /// The API token with which the principal sent the request. It is only recorded in the audit; the principal already
+    /// has the rights of the token.
+    pub api_token: Option<ApiTokenLabel>,
     /// The idempotency key; absent unless the request is a command.
     pub idempotency_key: Option<String>,
     /// The IP address of the client, as seen by the gateway.
@@ -59,6 +66,7 @@ impl Context {
             request_id: random_id(),
             deadline_ms: unix_millis().saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             principal: None,
+            api_token: None,
             idempotency_key: None,
             source: None,
         }
@@ -95,11 +103,17 @@ impl Context {
         let mut map = HeaderMap::new();
         map.insert(headers::REQUEST_ID, self.request_id.as_str());
         map.insert(headers::DEADLINE, self.deadline_ms.to_string());
+        // Encoding cannot fail, because a principal and an API token consist only of texts.
         if let Some(principal) = &self.principal {
-            // Encoding cannot fail, because a principal consists only of texts.
             map.insert(
                 headers::PRINCIPAL,
                 serde_json::to_string(principal).unwrap_or_default(),
+            );
+        }
+        if let Some(token) = &self.api_token {
+            map.insert(
+                headers::API_TOKEN,
+                serde_json::to_string(token).unwrap_or_default(),
             );
         }
         if let Some(key) = &self.idempotency_key {
@@ -112,8 +126,8 @@ impl Context {
         map
     }
 
-    /// Decodes the request context from NATS headers. A request without a deadline or with an invalid principal is
-    /// refused.
+    /// Decodes the request context from NATS headers. A request without a deadline or with an invalid principal or API
+    /// token is refused.
     pub(super) fn from_headers(map: Option<&HeaderMap>) -> Result<Self, Fault> {
         let text = |name: &str| {
             map.and_then(|map| map.get(name))
@@ -133,10 +147,16 @@ impl Context {
                 serde_json::from_str(&value).map_err(|error| refuse(headers::PRINCIPAL).caused_by(error))
             })
             .transpose()?;
+        let api_token = text(headers::API_TOKEN)
+            .map(|value| {
+                serde_json::from_str(&value).map_err(|error| refuse(headers::API_TOKEN).caused_by(error))
+            })
+            .transpose()?;
         Ok(Self {
             request_id: text(headers::REQUEST_ID).unwrap_or_else(random_id),
             deadline_ms,
             principal,
+            api_token,
             idempotency_key: text(headers::IDEMPOTENCY_KEY),
             source: text(headers::SOURCE),
         })
@@ -209,6 +229,10 @@ mod tests {
             .as_principal(principal)
             .with_fresh_key();
         context.source = Some("192.0.2.1".into());
+        context.api_token = Some(ApiTokenLabel {
+            id: "00112233aabbccdd".parse().unwrap(),
+            name: "自动化 \"CI\"".parse().unwrap(),
+        });
         assert_eq!(
             Context::from_headers(Some(&context.to_headers(&Span::none()))).unwrap(),
             context
@@ -216,27 +240,34 @@ mod tests {
     }
 
     #[test]
-    fn nats_headers_match_golden_file_and_unknown_headers_are_ignored() {
-        const GOLDEN: &str = include_str!("../../../tests/golden/forms/context-headers.json");
-        let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
-        let mut map = HeaderMap::new();
-        for (name, value) in &golden {
-            map.insert(name.as_str(), value.as_str());
+    fn nats_headers_match_golden_files_and_unknown_headers_are_ignored() {
+        for golden in [
+            include_str!("../../../tests/golden/forms/context-headers-token.json"),
+            include_str!("../../../tests/golden/forms/context-headers.json"),
+        ] {
+            let golden: BTreeMap<String, String> = serde_json::from_str(golden).unwrap();
+            let mut map = HeaderMap::new();
+            for (name, value) in &golden {
+                map.insert(name.as_str(), value.as_str());
+            }
+            let context = Context::from_headers(Some(&map)).unwrap();
+            assert_eq!(context.to_headers(&Span::none()), map);
+            map.insert("Vmwatch-Of-A-Newer-Version", "1");
+            assert_eq!(Context::from_headers(Some(&map)).unwrap(), context);
         }
-        let context = Context::from_headers(Some(&map)).unwrap();
-        assert_eq!(context.to_headers(&Span::none()), map);
-        map.insert("Vmwatch-Of-A-Newer-Version", "1");
-        assert_eq!(Context::from_headers(Some(&map)).unwrap(), context);
     }
 
     #[test]
-    fn request_without_deadline_or_with_invalid_principal_is_rejected() {
+    fn request_without_deadline_or_with_invalid_principal_or_token_is_rejected() {
         assert!(Context::from_headers(None).is_err());
-        let mut map = Context::new(Duration::from_secs(5)).to_headers(&Span::none());
-        map.insert(headers::PRINCIPAL, "root");
-        assert_eq!(
-            Context::from_headers(Some(&map)).unwrap_err().kind,
-            FaultKind::Invalid
-        );
+        for (header, value) in [
+            (headers::PRINCIPAL, "root"),
+            (headers::API_TOKEN, "00112233aabbccdd"),
+        ] {
+            let mut map = Context::new(Duration::from_secs(5)).to_headers(&Span::none());
+            map.insert(header, value);
+            let refused = Context::from_headers(Some(&map)).unwrap_err();
+            assert_eq!(refused.kind, FaultKind::Invalid, "{header}");
+        }
     }
 }

@@ -422,6 +422,7 @@ export const en = {
       outcome_unknown: "outcome unknown",
     },
     user: "User",
+    token: (name: string) => `API token ${name}`,
     target: "Target",
     action: "Action, e.g. auth or auth.login",
     emptyTitle: "No audit records",

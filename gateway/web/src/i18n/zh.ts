@@ -414,6 +414,7 @@ export const zh: Texts = {
       requested: "已提交", succeeded: "成功", refused: "已拒绝", failed: "失败", timed_out: "超时", outcome_unknown: "结果未知",
     },
     user: "用户",
+    token: (name: string) => `API 令牌 ${name}`,
     target: "对象",
     action: "操作，如 auth 或 auth.login",
     emptyTitle: "暂无审计记录",

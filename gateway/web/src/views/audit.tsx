@@ -1,7 +1,7 @@
 //! View of the audit log, for administrators.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
-import { fullTime, ms } from "../format";
+import { fullTime, ms, visible } from "../format";
 import { t, textOf } from "../i18n";
 import { Badge, toneOf, type Tone } from "../parts/badge";
 import { usePages } from "../parts/pages";
@@ -91,7 +91,12 @@ function Records({ records }: { records: Schemas["AuditRecord"][] }) {
         {records.map((record) => (
           <tr key={`${record.at} ${record.request_id} ${record.result} ${record.target ?? ""}`}>
             <td class="at"><time dateTime={record.at}>{fullTime(ms(record.at))}</time></td>
-            <td class="user">{record.user}</td>
+            <td class="user">
+              {record.user}
+              {record.api_token && (
+                <span class="by-token small faint" title={record.api_token.id}>{texts.token(visible(record.api_token.name))}</span>
+              )}
+            </td>
             <td class="action mono">{record.action}</td>
             <td class="target mono">{record.target ?? t().common.none}</td>
             <td class="result"><Badge tone={toneOf(TONES, record.result)}>{textOf(texts.results, record.result)}</Badge></td>

@@ -31,6 +31,7 @@ impl Audit {
             at_ms: unix_millis(),
             action: method.subject.to_owned(),
             user: context.user().to_owned(),
+            api_token: context.api_token.clone(),
             source: context.source.clone(),
             target: Some(target.to_string()),
             request_id: context.request_id.clone(),

@@ -66,6 +66,7 @@ impl Refusals {
                 at_ms: unix_millis(),
                 action: action(self.service, "refused"),
                 user,
+                api_token: None,
                 source: None,
                 target: None,
                 request_id: random_id(),

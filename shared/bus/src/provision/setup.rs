@@ -85,6 +85,7 @@ async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) 
         at_ms: unix_millis(),
         action: action(owner, "setup"),
         user: owner.name().to_owned(),
+        api_token: None,
         source: Some(cli::invoker()),
         target: None,
         request_id: random_id(),
