@@ -140,6 +140,15 @@ async fn operations_alerts_and_starts_are_listed_in_chronological_order() {
     let other = Scope::Only(vec!["vm-2".parse::<InstanceId>().unwrap()]);
     let hidden = Api::with(&stack, Role::Operator, other).await.read(&path).await;
     assert_eq!((kinds(&hidden), &hidden["missing"]), (Vec::new(), &json!([])));
+    let day = |number: u64| rfc3339(number * 24 * 60 * MINUTE);
+    let years = format!("{path}?from={}&to={}", day(1), day(401));
+    let years = api.read(&years).await;
+    assert_eq!((kinds(&years), &years["cut"]), (Vec::new(), &json!(false)));
+    let too_long = format!("{path}?from={}&to={}", day(1), day(402));
+    let detail = api.get(&too_long).await.problem(422, "contradictory");
+    assert!(detail.contains("at most 400 days"), "{detail}");
+    let reversed = format!("{path}?from={}&to={}", day(2), day(1));
+    api.get(&reversed).await.problem(422, "contradictory");
     for query in ["limit=0", "limit=1001", "from=now", "kind=alert"] {
         api.get(&format!("{path}?{query}")).await.problem(400, "invalid");
     }

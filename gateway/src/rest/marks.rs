@@ -115,7 +115,7 @@ pub(super) struct MarkList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct MarksQuery {
-    /// Start of the time range. Default: one hour before its end.
+    /// Start of the time range, at most 400 days before its end. Default: one hour before its end.
     from: Option<Timestamp>,
     /// End of the time range. Default: now.
     to: Option<Timestamp>,
@@ -144,11 +144,12 @@ pub(super) async fn marks(
     Query(query): Query<MarksQuery>,
 ) -> Result<axum::Json<MarkList>, Problem> {
     let range = range(query.from, query.to)?;
+    let starts = StartsQuery::new(instance_id, range)
+        .map_err(|rule| Problem::contradictory(format!("query: {rule}")))?;
     let sources = Sources {
         gateway: &gateway,
         caller: &caller,
-        instance_id: &instance_id,
-        range,
+        starts,
     };
     let (operations, alerts, starts) = tokio::join!(sources.operations(), sources.alerts(), sources.starts());
     let mut found = Found::default();
@@ -209,20 +210,20 @@ impl Found {
 struct Sources<'a> {
     gateway: &'a Gateway,
     caller: &'a Caller,
-    instance_id: &'a InstanceId,
-    range: TimeRange,
+    /// Selects the starts, and so also the VM and the time range of the other sources.
+    starts: StartsQuery,
 }
 
 impl Sources<'_> {
     /// Reads the operations that were requested in the time range.
     async fn operations(&self) -> Result<Found, Fault> {
-        let (from_ms, to_ms) = (self.range.from_ms(), self.range.to_ms());
+        let (from_ms, to_ms) = (self.starts.range().from_ms(), self.starts.range().to_ms());
         let end = FIRST_ID.parse().ok().map(|id| OperationPosition {
             requested_at_ms: to_ms,
             id,
         });
         let mut filter = OperationFilter {
-            instance_id: Some(self.instance_id.clone()),
+            instance_id: Some(self.starts.instance_id.clone()),
             state: None,
             before: end,
             limit: Limit::new(PAGE).unwrap_or_default(),
@@ -248,20 +249,20 @@ impl Sources<'_> {
 
     /// Reads the alerts that were firing in the time range: first those that still are.
     async fn alerts(&self) -> Result<Found, Fault> {
-        let mut found = Found::default();
+        let (mut found, range) = (Found::default(), self.starts.range());
         for state in [None, Some(AlertState::Resolved)] {
             let filter = AlertFilter {
                 state,
-                instance_id: Some(self.instance_id.clone()),
-                from_ms: Some(self.range.from_ms()),
-                to_ms: Some(self.range.to_ms()),
+                instance_id: Some(self.starts.instance_id.clone()),
+                from_ms: Some(range.from_ms()),
+                to_ms: Some(range.to_ms()),
                 limit: Limit::new(PAGE).unwrap_or_default(),
                 ..AlertFilter::default()
             };
             let page = self.caller.ask::<AlertsList>(self.gateway, &filter).await?;
             let fired = page.alerts.into_iter().filter(|alert| {
                 let fired_ms = alert.fired_ms.unwrap_or(alert.since_ms);
-                alert.state != AlertState::Pending && fired_ms < self.range.to_ms()
+                alert.state != AlertState::Pending && fired_ms < range.to_ms()
             });
             found.marks.extend(fired.map(Mark::from));
             found.cut |= page.next.is_some();
@@ -271,11 +272,7 @@ impl Sources<'_> {
 
     /// Reads the starts of the VM and of its agent in the time range.
     async fn starts(&self) -> Result<Found, Fault> {
-        let query = StartsQuery {
-            instance_id: self.instance_id.clone(),
-            range: self.range,
-        };
-        let list = self.caller.ask::<VmStarts>(self.gateway, &query).await?;
+        let list = self.caller.ask::<VmStarts>(self.gateway, &self.starts).await?;
         Ok(Found {
             marks: list.starts.into_iter().filter_map(Mark::of_start).collect(),
             cut: list.cut,

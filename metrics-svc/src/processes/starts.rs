@@ -10,7 +10,7 @@ use super::Processes;
 use crate::{MetricsError, blocks::HOUR_MICROS, deadline::Deadline, reads::micros, store::RowKind};
 
 /// Maximum number of samples that a request reads. Each shows at most one earlier start of the VM and one of the
-/// agent.
+/// agent. It is greater than the number of weeks of the longest time range, so a range without samples is read whole.
 const MAX_SAMPLES: usize = 60;
 /// A sample is looked for in this time before a moment, in microseconds: one week.
 const WEEK_MICROS: i64 = 7 * 24 * HOUR_MICROS;
@@ -32,7 +32,7 @@ impl Processes {
         query: &StartsQuery,
         deadline: Deadline,
     ) -> Result<StartList, MetricsError> {
-        let (instance, range) = (&query.instance_id, query.range);
+        let (instance, range) = (&query.instance_id, query.range());
         let mut found = Found::new(range);
         let mut end = self.end_of_next_sample(instance, range, deadline).await?;
         for _ in 0..MAX_SAMPLES {

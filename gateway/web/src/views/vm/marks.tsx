@@ -4,7 +4,7 @@ import { useEffect, useMemo } from "preact/hooks";
 import { api, ask, type Schemas } from "../../api/client";
 import { onEvent } from "../../api/live";
 import { useEvery, useResource } from "../../api/resource";
-import { MINUTE, ms, shortTime, visible, whole } from "../../format";
+import { DAY, MINUTE, ms, shortTime, visible, whole } from "../../format";
 import { t, textOf } from "../../i18n";
 import { OperationBadge } from "../../parts/badge";
 import { language } from "../../preferences";
@@ -12,8 +12,9 @@ import { compareAround } from "./compared";
 import { pin, type Range, RANGES } from "./range";
 
 const REFRESH_MS = MINUTE;
-/** Maximum number of marks that are read. */
+/** Maximum number of marks that are read, and the maximum length of their time range: 400 days. */
 const MAX_READ = 500;
+const MAX_READ_MS = 400 * DAY;
 /** Marks that are listed at first, the newest. */
 const MAX_LISTED = 50;
 
@@ -37,7 +38,7 @@ export function useVmMarks(id: string, range: Range): VmMarks {
   const time = range.live ? range.name : `${range.from} ${range.to}`;
   const read = useResource((signal) => {
     const to = range.live ? Date.now() : range.to;
-    const from = range.live ? to - RANGES[range.name] : range.from;
+    const from = Math.max(range.live ? to - RANGES[range.name] : range.from, to - MAX_READ_MS);
     const query = { from: new Date(from).toISOString(), to: new Date(to).toISOString(), limit: MAX_READ };
     return ask(api.GET("/api/v1/vms/{instance_id}/marks", { params: { path: { instance_id: id }, query }, signal }));
   }, [id, time]);
@@ -48,9 +49,9 @@ export function useVmMarks(id: string, range: Range): VmMarks {
     return {
       marks,
       moments: marks.map((mark) => ({ at: ms(mark.at), kind: mark.kind, text: textOfMark(mark) })),
-      isCut: read.data?.cut ?? false,
+      isCut: (read.data?.cut ?? false) || range.to - range.from > MAX_READ_MS,
     };
-  }, [read.data, language.value]);
+  }, [read.data, language.value, time]);
 }
 
 function textOfMark(mark: Mark): string {
