@@ -1,5 +1,5 @@
-//! A proxy in front of the database that can refuse or hold back inserts, hold back deletions, delay queries, and hold a
-//! command until it is released.
+//! A proxy in front of the database that can refuse or hold back inserts, hold back deletions, delay queries, hold a
+//! command until it is released, and report the size of a file system.
 //!
 //! The proxy understands only a small part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id,
 //! id of the request, opcode). A command is a message of type `OP_MSG` whose first section is a BSON document with the
@@ -58,6 +58,8 @@ struct State {
     limits: Mutex<Vec<i64>>,
     gate: watch::Sender<Gate>,
     held: AtomicU64,
+    /// The answer to `dbStats` instead of that of the database.
+    disk: Mutex<Option<Document>>,
 }
 
 /// Which commands are held.
@@ -96,6 +98,7 @@ impl MongoProxy {
             limits: Mutex::default(),
             gate: watch::Sender::new(Gate::Open),
             held: AtomicU64::new(0),
+            disk: Mutex::default(),
         });
         let target = database.trim_start_matches("mongodb://").to_owned();
         let shared = Arc::clone(&state);
@@ -175,6 +178,14 @@ impl MongoProxy {
         self.state.gate.send_replace(Gate::Dropped);
     }
 
+    /// From now on, reports a file system of this size and with this much used space, as MongoDB does. The stand-in for
+    /// MongoDB reports none.
+    pub fn report_disk(&self, used_mib: u32, size_mib: u32) {
+        let bytes = |mib| f64::from(mib) * 1_048_576.0;
+        let answer = doc! { "ok": 1.0, "fsUsedSize": bytes(used_mib), "fsTotalSize": bytes(size_mib) };
+        *self.state.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+    }
+
     /// From now on, delays each query by this time.
     pub fn delay_queries(&self, delay: Duration) {
         *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
@@ -232,6 +243,13 @@ async fn requests(
         }
         if !passes(&message, state).await {
             break;
+        }
+        if let Some(body) = disk_answer(&message, state) {
+            let sent = to_client.lock().await.write_all(&answer(&message, &body)).await;
+            if sent.is_err() {
+                break;
+            }
+            continue;
         }
         let inserts = *state.inserts.lock().unwrap_or_else(PoisonError::into_inner);
         let caught = insert_into(&message, state.collection).filter(|_| inserts != Inserts::Pass);
@@ -356,6 +374,20 @@ fn is_deletion(message: &[u8]) -> bool {
     command.is_some_and(|command| command.contains_key("delete"))
 }
 
+/// The answer to the message if it is `dbStats` and the proxy answers it.
+fn disk_answer(message: &[u8], state: &State) -> Option<Document> {
+    let reported = state
+        .disk
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()?;
+    let body = message
+        .get(HEADER + 5..)
+        .filter(|_| number(message, 12) == Some(OP_MSG))?;
+    let command = Document::from_reader(body).ok()?;
+    command.contains_key("dbStats").then_some(reported)
+}
+
 /// The number of documents that the message inserts into the collection; `None` if the message is not such an insert.
 fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
     if number(message, 12)? != OP_MSG {
@@ -397,7 +429,11 @@ fn refusal(request: &[u8], documents: usize, code: i32) -> Vec<u8> {
     let errors: Vec<_> = (0..i32::try_from(documents).unwrap_or(i32::MAX))
         .map(error)
         .collect();
-    let body = doc! { "n": 0, "writeErrors": errors, "ok": 1.0 };
+    answer(request, &doc! { "n": 0, "writeErrors": errors, "ok": 1.0 })
+}
+
+/// Builds a server's answer to a request.
+fn answer(request: &[u8], body: &Document) -> Vec<u8> {
     let mut bytes = vec![0; HEADER + 5];
     body.to_writer(&mut bytes)
         .expect("encoding the answer as BSON succeeds");

@@ -1,16 +1,18 @@
 //! Tests the state of vmwatch itself, as administrators read it.
 
+use mongodb::bson::{Document, doc};
 use serde_json::{Value, json};
 use testkit::{
-    PATIENCE, Program,
+    MongoProxy, PATIENCE, Program,
     cloud::{At, Cloud},
     eventually,
 };
 use vmwatch_api::{
     Role, Scope,
-    status::{NoticeKind, Status, StatusPart},
+    status::{DatabaseDisk, NoticeKind, Status, StatusPart},
     time::unix_millis,
 };
+use vmwatch_store::MONGODB_URI;
 
 use super::client::{Api, report, stack};
 use crate::history_support::{publish_by_clock, sample};
@@ -156,4 +158,97 @@ async fn status_names_unreachable_hypervisors_and_vms_with_a_wrong_clock() {
     let limited = read(&Api::with(&stack, Role::Admin, scope).await).await;
     assert_eq!(limited.agents.unwrap().wrong_clock.count, 0);
     assert_eq!(limited.hypervisors, Some(Vec::new()));
+}
+
+/// The sizes are those of the file system with the database of this test. The stand-in for MongoDB does not report them, so a
+/// proxy does.
+#[tokio::test]
+async fn status_shows_how_full_the_disk_of_the_database_is_and_how_it_grows() {
+    const DAY_MS: u64 = 86_400_000;
+    const MIB: u64 = 1 << 20;
+    let mib = |bytes: u64| u32::try_from(bytes / MIB).unwrap();
+    let stack = stack().start().await;
+    let admin = Api::with(&stack, Role::Admin, Scope::All).await;
+    let disk = rustix::fs::statvfs(stack.folder()).unwrap();
+    let size = disk.f_blocks * disk.f_frsize / MIB * MIB;
+    let used = size - disk.f_bfree * disk.f_frsize / MIB * MIB;
+    // Unless the disk is nearly empty, it will be full in ten days.
+    let growth = ((size - used) / 10).min(used / 3);
+    let before = i64::try_from(used - 2 * growth).unwrap();
+    let now = unix_millis();
+    let points = |at_ms: u64, used: i64| {
+        let at_ms = i64::try_from(at_ms).unwrap();
+        doc! { "_id": "disk_usage", "newest_ms": at_ms, "points": [at_ms, used] }
+    };
+    let measurements = stack.database.handle().collection::<Document>("vm_samples_state");
+    let stored = measurements.replace_one(doc! { "_id": "disk_usage" }, points(now - 2 * DAY_MS, before));
+    stored.upsert(true).await.unwrap();
+
+    let proxy = MongoProxy::start(stack.database.uri(), "blocks").await;
+    proxy.report_disk(mib(used), mib(size));
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.set(MONGODB_URI.name, proxy.uri());
+    let again = async || {
+        metrics.process.kill9();
+        metrics.restart().await;
+    };
+    again().await;
+    let has = |disk: DatabaseDisk, used: u64| (disk.used_bytes, disk.size_bytes) == (used, size);
+    let status = until(&admin, "the disk is measured", |status| {
+        status.disk.is_some_and(|disk| has(disk, used))
+    })
+    .await;
+    let disk = status.disk.unwrap();
+    let measured = u64::try_from(disk.bytes_per_day.unwrap()).unwrap();
+    // The growth was computed over two days and the duration of this test.
+    assert!(
+        measured <= growth && measured > growth / 100 * 98,
+        "{disk:?}, grown by {growth}"
+    );
+    let days = (size - used) / measured;
+    assert_eq!(disk.days_left, Some(days));
+    let of_disk = |status: &Status| -> Vec<String> {
+        let notices = status
+            .notices
+            .iter()
+            .filter(|notice| notice.part == StatusPart::Disk);
+        notices.map(|notice| notice.detail.clone()).collect()
+    };
+    let soon = format!("the disk of the database is full in {days} days at its present growth");
+    let expected = if days < 14 { vec![soon] } else { Vec::new() };
+    assert_eq!(of_disk(&status), expected);
+    // The measurement was stored next to the one of two days ago, so all replicas know the growth.
+    let stored = measurements
+        .find_one(doc! { "_id": "disk_usage" })
+        .await
+        .unwrap()
+        .unwrap();
+    let numbers = stored.get_array("points").unwrap();
+    assert_eq!(
+        (numbers.len(), numbers[3].as_i64()),
+        (4, i64::try_from(used).ok())
+    );
+
+    // A disk that is nearly full but does not grow.
+    let nearly = size / 100 * 96 / MIB * MIB;
+    proxy.report_disk(mib(nearly), mib(size));
+    let steady = points(now - DAY_MS, i64::try_from(nearly).unwrap());
+    measurements
+        .replace_one(doc! { "_id": "disk_usage" }, steady)
+        .await
+        .unwrap();
+    again().await;
+    let status = until(&admin, "the disk is measured again", |status| {
+        status.disk.is_some_and(|disk| has(disk, nearly))
+    })
+    .await;
+    let disk = status.disk.unwrap();
+    assert_eq!((disk.bytes_per_day, disk.days_left), (Some(0), None));
+    assert_eq!(
+        of_disk(&status),
+        [format!(
+            "the disk of the database is {} % full",
+            nearly * 100 / size
+        )]
+    );
 }
