@@ -24,11 +24,17 @@ use vmwatch_bus::{
 };
 
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Period in which a user may request this many API tokens from one replica: twice the number that a user may have.
+pub(crate) const API_TOKEN_PERIOD: Duration = Duration::from_mins(10);
+const API_TOKENS: u32 = 200;
 
-/// Counts the failed logins and the refused enrolments by client address, for the audit.
+/// Counts what would otherwise fill the audit: failed logins and refused enrolments by client address, and requests to
+/// create API tokens by user.
 pub(crate) struct Floods {
     pub(crate) logins: Flood,
     pub(crate) enrollments: Flood,
+    /// Requests beyond the limit are refused.
+    pub(crate) api_tokens: Flood,
 }
 
 impl Floods {
@@ -36,6 +42,7 @@ impl Floods {
         Self {
             logins: Flood::new(period, one_by_one),
             enrollments: Flood::new(period, one_by_one),
+            api_tokens: Flood::new(API_TOKEN_PERIOD, API_TOKENS),
         }
     }
 }
@@ -66,6 +73,8 @@ pub(crate) async fn run(
             stopping,
         )
         .await;
+        // Only ends the periods: the audit records of the refused requests are written when they are refused.
+        drop(floods.api_tokens.take(stopping));
         if stopping {
             return;
         }

@@ -16,7 +16,7 @@ use vmwatch_bus::{
     provision::{ProvisionError, setup::SetupError},
 };
 
-use crate::{config::AGENT_NATS_URL, enrollment::Refusal};
+use crate::{audit_watch::API_TOKEN_PERIOD, config::AGENT_NATS_URL, enrollment::Refusal};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
@@ -83,6 +83,9 @@ pub enum AuthError {
     TokenBeyondOwner(String),
     #[error("there is no such API token")]
     NoSuchApiToken,
+    /// Otherwise, a user could evict older records from the audit.
+    #[error("this user has created too many API tokens recently; try again in ten minutes")]
+    TooManyNewApiTokens,
     #[error("too many API tokens are stored; revoke those that are no longer needed")]
     TooManyApiTokens,
     /// Only administrators may set the password of another user.
@@ -153,6 +156,7 @@ impl AuthError {
             | Self::TokensOfOthers
             | Self::TokenBeyondOwner(_)
             | Self::NoSuchApiToken
+            | Self::TooManyNewApiTokens
             | Self::TooManyApiTokens
             | Self::NotYours
             | Self::OldPasswordNeeded
@@ -180,6 +184,9 @@ impl From<AuthError> for Fault {
                 "too many recent failed logins; try again later",
             )
             .retry_after(wait),
+            AuthError::TooManyNewApiTokens => {
+                Self::new(FaultKind::Throttled, error.to_string()).retry_after(API_TOKEN_PERIOD)
+            }
             AuthError::EnrollmentThrottled(wait) => {
                 let text = format!("{error}; check the token and try again later");
                 Self::new(FaultKind::Throttled, text).retry_after(wait)

@@ -174,14 +174,20 @@ impl Auth {
         };
         // The audit record follows the action, so a session can be ended even while the audit is unreachable.
         let outcome = outcome.await;
+        let target = Some(context.user());
         let result = outcome
             .as_ref()
             .err()
             .map_or(AuditResult::Succeeded, AuthError::audit_result);
+        if result == AuditResult::Refused {
+            self.record_refusal(&context, SessionsEnd::INFO, target, detail(&outcome))
+                .await;
+            return outcome;
+        }
         let entry = Entry {
             action: SessionsEnd::INFO,
             user: context.user(),
-            target: Some(context.user()),
+            target,
             result,
             detail: detail(&outcome),
             once: None,
@@ -253,32 +259,31 @@ impl Auth {
         change: PasswordChange,
     ) -> Result<Done, AuthError> {
         let name = change.name.clone();
+        let is_own = match changes_own(&context, &change) {
+            Ok(is_own) => is_own,
+            Err(error) => {
+                let (target, detail) = (self.stored_name(&name), error.to_string());
+                self.record_refusal(&context, UsersSetPassword::INFO, Some(&target), detail)
+                    .await;
+                return Err(error);
+            }
+        };
         let set = Box::pin(async {
-            self.may_set_password(&context, &change).await?;
+            if is_own {
+                self.check_old_password(&context, &change).await?;
+            }
             self.accounts.set_password(&change.name, change.password).await?;
             Ok(Done {})
         });
         self.audited(&context, UsersSetPassword::INFO, &name, set).await
     }
 
-    /// Checks the permission to set a password: users need their old password, and a wrong one counts as a failed
-    /// login. Administrators may set the passwords of other users.
-    async fn may_set_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
-        let principal = context.principal.as_ref();
-        let key = change.name.key();
-        // User keys are compared, so a different spelling of the caller's own name does not count as another user.
-        if principal.is_none_or(|principal| UserKey::from_name(&principal.user) != key) {
-            let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
-            return if is_admin {
-                Ok(())
-            } else {
-                Err(AuthError::NotYours)
-            };
-        }
+    /// Checks the old password of a user that changes its own password. A wrong one counts as a failed login.
+    async fn check_old_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
         let Some(old) = change.old_password.clone() else {
             return Err(AuthError::OldPasswordNeeded);
         };
-        let attempt = Attempt::new(&key, context.source.as_deref().unwrap_or("-"));
+        let attempt = Attempt::new(&change.name.key(), context.source.as_deref().unwrap_or("-"));
         let user = self.accounts.find(&change.name).await?;
         if self.is_password(&attempt, &user, old).await? {
             return Ok(());
@@ -315,17 +320,27 @@ impl Auth {
 
     /// Writes an audit record of a request that was refused because the user lacked permission.
     pub(crate) async fn refused(&self, refused: Refused) {
-        if refused.method.kind != Kind::Command {
-            return;
+        if refused.method.kind == Kind::Command {
+            let (target, detail) = (self.target(&refused.body), refused.fault.message);
+            self.record_refusal(&refused.context, refused.method, target.as_deref(), detail)
+                .await;
         }
-        let context = &refused.context;
-        let target = self.target(&refused.body);
+    }
+
+    /// Writes an audit record of a refused request. Records beyond the limit of the user are only counted.
+    pub(crate) async fn record_refusal(
+        &self,
+        context: &Context,
+        action: MethodInfo,
+        target: Option<&str>,
+        detail: String,
+    ) {
         let entry = Entry {
-            action: refused.method,
-            user: context.principal.as_ref().map_or("", |principal| &principal.user),
-            target: target.as_deref(),
+            action,
+            user: context.user(),
+            target,
             result: AuditResult::Refused,
-            detail: refused.fault.message.clone(),
+            detail,
             once: None,
         };
         let (record, once) = entry.record(context);
@@ -363,6 +378,20 @@ impl Auth {
     fn stored_name(&self, given: &UserName) -> String {
         let known = self.mirrored.read().get(&given.key().hash());
         known.map_or_else(|| given.shown(), |known| known.principal.user.clone())
+    }
+}
+
+/// Whether the caller changes its own password, for which it must give the old one. Administrators may set the passwords
+/// of other users.
+fn changes_own(context: &Context, change: &PasswordChange) -> Result<bool, AuthError> {
+    let principal = context.principal.as_ref();
+    // User keys are compared, so a different spelling of the caller's own name does not count as another user.
+    let is_own = principal.is_some_and(|principal| UserKey::from_name(&principal.user) == change.name.key());
+    let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
+    match (is_own, change.old_password.is_some()) {
+        (true, false) => Err(AuthError::OldPasswordNeeded),
+        (false, _) if !is_admin => Err(AuthError::NotYours),
+        _ => Ok(is_own),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{thread, time::Duration};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::StreamExt;
+use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{ADMIN, Nats, PATIENCE, Program, SETUP_USER, Stack, eventually};
 use vmwatch_api::{
@@ -397,5 +398,35 @@ async fn refused_requests_of_one_user_make_a_bounded_number_of_audit_records() {
         of_user(&stack, "bob").await.len(),
         1,
         "each refused request of another user is still recorded"
+    );
+}
+
+/// Every user may end its own sessions, revoke its own tokens and change its own password.
+#[tokio::test]
+async fn refused_requests_that_every_user_may_send_make_a_bounded_number_of_audit_records() {
+    let stack = stack().await;
+    stack.command(Program::Auth, &["user", "add", "eve"], "a long one\n");
+    let eve = Api::of(stack.gateway(0)).log_in("eve", "a long one").await;
+    for _ in 0..50 {
+        let token = eve.delete("/tokens/0000000000000000").await;
+        token.problem(404, "not_found");
+        let session = eve.delete(&format!("/sessions/{}", "0".repeat(32))).await;
+        session.problem(404, "not_found");
+        let password = json!({ "password": "another one" });
+        let password = eve.send(Method::PUT, "/users/admin/password", password).await;
+        password.problem(403, "forbidden");
+    }
+    stack.replica(Program::Auth, 0).process.terminate(PATIENCE).await;
+    let of_eve = of_user(&stack, "eve").await;
+    let results = |wanted| of_eve.iter().filter(|record| record.2 == wanted).count();
+    assert_eq!(
+        (results(AuditResult::Refused), results(AuditResult::Requested)),
+        (101, 0),
+        "{of_eve:?}"
+    );
+    let (action, _, _, detail) = of_eve.last().unwrap();
+    assert!(
+        action == "auth.refused" && detail.starts_with("50 further refused requests"),
+        "{action}: {detail}"
     );
 }

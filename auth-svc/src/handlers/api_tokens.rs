@@ -29,6 +29,17 @@ impl Auth {
         let owner = new.service_account.as_ref();
         let owner = owner.map_or_else(|| context.user().to_owned(), UserName::shown);
         let detail = format!("{} of {owner}, role {}", new.name, new.role);
+        if !self.floods.api_tokens.admits(context.user()) {
+            let error = AuthError::TooManyNewApiTokens;
+            self.record_refusal(
+                &context,
+                ApiTokensCreate::INFO,
+                None,
+                format!("{detail}: {error}"),
+            )
+            .await;
+            return Err(error);
+        }
         let creating = async {
             let owner = self.owner_of(&context, new.service_account.as_ref()).await?;
             let record = record_for(&token, &new, &owner, context.user())?;
@@ -85,6 +96,15 @@ impl Auth {
         ApiTokenRef { id }: ApiTokenRef,
     ) -> Result<Done, AuthError> {
         let owner = (!is_admin(&context)).then(|| caller(&context));
+        if let Some(owner) = &owner
+            && !self.api_tokens.has(id, owner).await?
+        {
+            let error = AuthError::NoSuchApiToken;
+            let target = id.to_string();
+            self.record_refusal(&context, ApiTokensRevoke::INFO, Some(&target), error.to_string())
+                .await;
+            return Err(error);
+        }
         let revoking = async { self.api_tokens.revoke(id, owner.as_ref()).await.map(|()| Done {}) };
         let target = id.to_string();
         audit::announced(&self.audit, &context, ApiTokensRevoke::INFO, &target, revoking).await
