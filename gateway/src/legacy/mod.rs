@@ -104,7 +104,7 @@ impl Gateway {
         };
         answered.map_or_else(
             |fault| {
-                debug!(kind = %fault.kind, cause = fault.cause_chain(), "{}", fault.message);
+                debug!(kind = %fault.kind, cause = fault.cause_chain(), "{}", fault.logged());
                 echo.fault(&fault)
             },
             |json| respond(StatusCode::OK, json),

@@ -164,7 +164,7 @@ pub(super) async fn marks(
             Ok(more) => found.add(more),
             Err(failed) => {
                 let (kind, cause) = (failed.kind, failed.cause_chain());
-                tracing::debug!(?source, %kind, cause, "reading marks failed: {failed}");
+                tracing::debug!(?source, %kind, cause, "reading marks failed: {}", failed.logged());
                 missing.push(source);
                 fault = Some(failed);
             }

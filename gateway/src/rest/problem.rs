@@ -163,7 +163,7 @@ impl From<Fault> for Problem {
             FaultKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let cause = fault.cause_chain();
-        tracing::debug!(kind = %fault.kind, cause, "{}", fault.message);
+        tracing::debug!(kind = %fault.kind, cause, "{}", fault.logged());
         Self {
             status,
             code: fault.kind.as_str(),

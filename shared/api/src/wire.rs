@@ -102,9 +102,19 @@ impl Fault {
         self
     }
 
-    /// The internal cause and its sources in one line, for the log.
+    /// The message, for the log. That of an invalid request is left out: it may quote the request, and a request can
+    /// contain a secret where none is expected.
+    pub fn logged(&self) -> &str {
+        match self.kind {
+            FaultKind::Invalid => "the request is invalid",
+            _ => &self.message,
+        }
+    }
+
+    /// The internal cause and its sources in one line, for the log; left out like the message.
     pub fn cause_chain(&self) -> Option<String> {
-        let mut next: Option<&dyn std::error::Error> = self.cause.as_deref().map(|cause| cause as _);
+        let cause = self.cause.as_deref().filter(|_| self.kind != FaultKind::Invalid);
+        let mut next: Option<&dyn std::error::Error> = cause.map(|cause| cause as _);
         let mut chain = Vec::new();
         while let Some(error) = next {
             chain.push(error.to_string());
@@ -189,6 +199,17 @@ mod tests {
             r#"{"fault":"backend","message":"the store does not answer"}"#
         );
         assert_eq!(fault.cause_chain().unwrap(), "password=hunter2");
+        assert_eq!(fault.logged(), "the store does not answer");
+    }
+
+    #[test]
+    fn log_does_not_quote_an_invalid_request() {
+        let fault = Fault::new(FaultKind::Invalid, "unknown field hunter2")
+            .caused_by(std::io::Error::other("unknown field hunter2"));
+        assert_eq!(
+            (fault.logged(), fault.cause_chain()),
+            ("the request is invalid", None)
+        );
     }
 
     #[test]

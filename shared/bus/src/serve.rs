@@ -388,9 +388,9 @@ impl Endpoint {
         match fault.kind {
             FaultKind::Internal | FaultKind::Backend | FaultKind::Timeout => {
                 Span::current().record("otel.status_code", "ERROR");
-                warn!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.message);
+                warn!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.logged());
             }
-            _ => debug!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.message),
+            _ => debug!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.logged()),
         }
     }
 }
