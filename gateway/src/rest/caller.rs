@@ -165,8 +165,11 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         let visitor = Visitor::from_request_parts(parts, gateway).await?;
-        let credential = if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
-            match value.to_str().ok().and_then(bearer) {
+        let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let credential = if let Some(value) = headers.next() {
+            // Of several headers, a proxy could check another one than this gateway.
+            let only = headers.next().is_none().then_some(value);
+            match only.and_then(|value| value.to_str().ok()).and_then(bearer) {
                 Some(Bearer::Session(token)) => session(gateway, token).await?,
                 Some(Bearer::ApiToken(token)) => api_token(gateway, parts, &visitor, token).await?,
                 None => return Err(Problem::unauthenticated()),

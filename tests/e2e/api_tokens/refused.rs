@@ -106,6 +106,10 @@ async fn all_invalid_tokens_get_the_same_answer() {
         request().header("authorization", format!("Token {good}")),
         request().basic_auth("admin", Some(good)),
         request().header("x-api-key", good),
+        anonymous.request(Method::GET, &format!("/me?token={good}")),
+        anonymous.request(Method::GET, &format!("/me?access_token={good}")),
+        request().bearer_auth(good).header("authorization", "Bearer x"),
+        admin.request(Method::GET, "/me").bearer_auth(good),
     ] {
         Reply::of(wrong).await.problem(401, "unauthenticated");
     }

@@ -44,6 +44,7 @@ const SUBJECTS: &[&str] = &[
     "$KV.vmwatch_user_sessions.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
     "$KV.vmwatch_login_failures.user.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
     "$KV.vmwatch_join_tokens.00112233445566ff",
+    "$KV.vmwatch_tokens.00112233445566ff",
     "$KV.vmwatch_agents.guest",
     "$KV.vmwatch_agent_status.guest",
     "$KV.vmwatch_operations.made-up",

@@ -93,6 +93,18 @@ async fn use_api_tokens(stack: &Stack, session: &str) -> [String; 2] {
         let reply = http.get(url("/vms")).bearer_auth(form).send().await.unwrap();
         assert_eq!(reply.status(), status);
     }
+    // The token in a query or a path, where clients put it by mistake.
+    for (request, status) in [
+        (http.get(url(&format!("/vms?access_token={token}"))), 401),
+        (http.get(url(&format!("/vms?{token}=1"))).bearer_auth(&token), 400),
+        (
+            http.delete(url(&format!("/tokens/{token}"))).bearer_auth(session),
+            400,
+        ),
+        (http.get(url(&format!("/{token}"))), 404),
+    ] {
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
     let change = http.post(url("/tokens")).bearer_auth(&token);
     let reply = change.json(&json!({ "name": token })).send().await.unwrap();
     assert_eq!(reply.status(), 403);
