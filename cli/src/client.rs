@@ -186,11 +186,16 @@ impl Client {
         if let CliError::Problem {
             status: 401, detail, ..
         } = &mut problem
-            && self.connection.token.is_some()
+            && let Some(token) = &self.connection.token
         {
-            "the session or token is not valid any more; run `vmwatch login`".clone_into(detail);
+            token.refusal().clone_into(detail);
         }
         problem
+    }
+
+    /// The error if the gateway ends a stream because the token became invalid.
+    pub(crate) fn token_ended(&self) -> CliError {
+        self.problem(StatusCode::UNAUTHORIZED, None, &[])
     }
 
     fn request(&self, method: Method, path: &str) -> Result<http::request::Builder, CliError> {

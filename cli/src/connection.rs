@@ -104,12 +104,18 @@ pub(crate) fn find_context<'a>(
 ) -> Result<(&'a str, &'a Context), CliError> {
     let name = name.or(config.current.as_deref()).ok_or_else(|| {
         CliError::Usage(
-            "no gateway is chosen; run `vmwatch login URL`, or `vmwatch context use NAME`".to_owned(),
+            "no gateway is chosen; run `vmwatch login URL` or `vmwatch context use NAME`, or set VMWATCH_URL"
+                .to_owned(),
         )
     })?;
     let context = config.contexts.get(name).ok_or_else(|| {
         let names: Vec<&str> = config.contexts.keys().map(String::as_str).collect();
-        CliError::Usage(format!("there is no context {name}; known: {}", names.join(", ")))
+        let known = if names.is_empty() {
+            "run `vmwatch login URL` to create one".to_owned()
+        } else {
+            format!("known: {}", names.join(", "))
+        };
+        CliError::Usage(format!("there is no context {name}; {known}"))
     })?;
     Ok((name, context))
 }
@@ -170,5 +176,12 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert_eq!(error, "there is no context other; known: lab");
+        let error = find_context(&Config::default(), Some("lab"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "there is no context lab; run `vmwatch login URL` to create one"
+        );
     }
 }

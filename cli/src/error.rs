@@ -23,7 +23,7 @@ Exit codes:
   65  refused: the state of the VM does not allow the action, or the change conflicts with another one
   66  not found, or outside of your scope
   69  the gateway or a service is unreachable or overloaded; try again later
-  77  not signed in, or your role does not allow the request";
+  77  not signed in, or your role or token does not allow the request";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {

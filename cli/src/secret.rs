@@ -10,6 +10,7 @@ use std::{
 
 use http::HeaderValue;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use vmwatch_api::api_tokens::ApiToken;
 
 use crate::error::CliError;
 
@@ -35,6 +36,16 @@ impl Token {
             path: path.to_owned(),
             reason: error.to_string(),
         })
+    }
+
+    /// The message if the gateway does not accept the token. The gateway does not report why an API token is invalid.
+    pub(crate) fn refusal(&self) -> &'static str {
+        if self.0.starts_with(ApiToken::PREFIX) {
+            "the API token is not valid: it is unknown, was revoked or has expired, or its owner was removed; create \
+             another one on the page, under API tokens"
+        } else {
+            "the session is not valid any more; run `vmwatch login`"
+        }
     }
 
     /// The value of the header `Authorization`.
@@ -139,6 +150,18 @@ mod tests {
         let error = Token::from_file(&path).unwrap_err().to_string();
         assert!(error.ends_with("token: has more than 4096 bytes"), "{error}");
         assert!(Token::from_file(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn refusal_names_the_kind_of_token() {
+        for (token, advice) in [
+            ("vmt_1_secret", "create another one"),
+            ("vmt_", "create another one"),
+            ("9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", "run `vmwatch login`"),
+        ] {
+            let refusal = token.parse::<Token>().unwrap().refusal();
+            assert!(refusal.contains(advice), "{token}: {refusal}");
+        }
     }
 
     #[test]

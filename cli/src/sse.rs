@@ -122,7 +122,7 @@ impl<'a> Follower<'a> {
                 match event.name.as_str() {
                     "ready" => return Ok(Received::Connected),
                     "gap" => return Ok(Received::Missed),
-                    "end" => return Err(session_ended()),
+                    "end" => return Err(self.client.token_ended()),
                     _ => return Ok(Received::Event(event)),
                 }
             }
@@ -175,15 +175,6 @@ impl<'a> Follower<'a> {
             }
             Err(error) => Err(error),
         }
-    }
-}
-
-fn session_ended() -> CliError {
-    CliError::Problem {
-        status: 401,
-        detail: "the session has ended; run `vmwatch login`".to_owned(),
-        retry_after: None,
-        request_id: None,
     }
 }
 

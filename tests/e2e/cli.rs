@@ -5,6 +5,7 @@ mod commands;
 mod failures;
 mod login;
 mod picture;
+mod tokens;
 mod top;
 
 use testkit::{Cli, PATIENCE, Stack, eventually};
