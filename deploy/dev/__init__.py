@@ -4,7 +4,7 @@
     up          `up`: from a fresh machine to a running stack
     inspect     `status`, `logs`, `down`
     checks      `test`: formatting, lints, builds, tests
-    package     `package`: builds the agent's packages
+    package     `package`: builds the packages of the agent and the command line
     peer        `peer`: tests the Nova driver against a real OpenStack Nova
     bench       `bench`: runs benchmarks on release builds; `soak`: runs the long forms of the fault tests
     figures     prints the figures that tests measured, and writes them to the file given by --json

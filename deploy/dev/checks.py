@@ -42,7 +42,7 @@ def test(arguments) -> int:
     tools.install_system(package.TEST_NEEDS)
     with figures.Figures(target) as measured:
         environment.update(measured.environment())
-        _step("the agent's packages", "packages", _unittest("packages.py"), measured.environment())
+        _step("the packages", "packages", _unittest("packages*.py"), measured.environment())
         _step("examples in the API documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
         runner = _runner(arguments)
         say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")

@@ -38,7 +38,7 @@ COMMANDS = [
         "bench NAME [ARGUMENTS]",
         "run a benchmark: gateway, login, tokens, agent, store, latest, fleet, alerts or all; --json FILE and --report FILE write the results", bench.bench,
     ),
-    Command("package", "build the agent's packages (.deb and .rpm) for this machine's architecture into .dev/packages", package.package),
+    Command("package", "build the packages of the agent (.deb, .rpm) and of the command line (.deb) for this machine's architecture into .dev/packages", package.package),
     Command("peer nova", "install OpenStack's Keystone and Nova and test the Nova driver against them", peer.peer),
     Command("install", "install the tools that `up` and `test` need, without building vmwatch", up.install),
     Command("help", "show this help", lambda _: show_help()),

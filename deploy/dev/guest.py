@@ -35,7 +35,7 @@ NEEDS = [
     tools.Need("libvirt-clients", "virsh", lambda: shutil.which("virsh") is not None),
     tools.Need("qemu-system-x86", "QEMU for x86", lambda: shutil.which("qemu-system-x86_64") is not None),
 ]
-MUSL = tools.Need("musl-tools", "a C compiler for musl, for the static agent", lambda: shutil.which("musl-gcc") is not None)
+MUSL = tools.Need("musl-tools", "a C compiler for musl, for static programs", lambda: shutil.which("musl-gcc") is not None)
 
 
 def image() -> Path:
@@ -101,19 +101,23 @@ def _kernel_package() -> str:
 
 
 def static_agent() -> Path:
-    """Builds a statically linked agent and returns its path."""
-    command = ["cargo", "build", "-p", "agent", "--profile", PROFILE, "--target", TARGET, "--target-dir", objects()]
+    return static_program("agent", "vmwatch-agent")
+
+
+def static_program(crate: str, program: str) -> Path:
+    """Builds a statically linked program and returns its path."""
+    command = ["cargo", "build", "-p", crate, "--bin", program, "--profile", PROFILE, "--target", TARGET, "--target-dir", objects()]
     tools.install_system([MUSL])
     cargo.add_target(TARGET)
-    with Step("building a static agent") as step:
-        log = layout.LOGS / "static-agent.log"
+    with Step(f"building a static {program}") as step:
+        log = layout.LOGS / f"static-{program}.log"
         processes.run(step, command, log, cargo.progress, env=cargo.environment(), cwd=layout.ROOT)
         step.done()
-    return objects() / TARGET / PROFILE / "vmwatch-agent"
+    return objects() / TARGET / PROFILE / program
 
 
 def objects() -> Path:
-    """Returns the target folder of the static agent."""
+    """Returns the target folder of the static programs."""
     return layout.cache() / "build" / "guest"
 
 
