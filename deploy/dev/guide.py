@@ -5,10 +5,11 @@ import os
 import shlex
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from . import bus, layout, machines, processes
+from . import bus, layout, machines, ports, processes
 from .hypervisor import Hypervisor
 from .state import State
 from .terminal import Step, say, style, table, warn
@@ -90,6 +91,7 @@ def session_lines(state: State, password: str, binaries: Path) -> list:
         ("this machine's newest row", _curl_line(state, VM_ROWS, state.instance, ',"limit":1')),
         ("four processes of this machine", _curl_line(state, PROCESS_ROWS, state.instance, ',"limit":4')),
     ]
+    lines += _command_line(state, binaries)
     # The programs that the user runs take the login to their own NATS server from the environment.
     login = {} if os.environ.get("VMWATCH_NATS_URL") else bus.login("vmwatch-operator")
     settings = {"VMWATCH_NATS_URL": state.nats, **login}
@@ -102,6 +104,19 @@ def session_lines(state: State, password: str, binaries: Path) -> list:
             ("read its state over the bus", f"{reading} state {machines.TO_START}"),
         ]
     return lines + (_guest_lines(state, state.hypervisor) if state.hypervisor else [])
+
+
+def _command_line(state: State, binaries: Path) -> list:
+    """Returns commands of `vmwatch`, which keeps its session in .dev/. It accepts a gateway without TLS only on this machine."""
+    if urllib.parse.urlsplit(state.gateway).hostname not in (ports.LOOPBACK, "::1", "localhost"):
+        return []
+    program = shlex.quote(str(binaries / "vmwatch"))
+    config, password = shlex.quote(str(layout.DOT / "vmwatch.toml")), shlex.quote(str(layout.PASSWORD))
+    login = f"{program} login {state.gateway} --user {shlex.quote(state.admin)} --password-file {password}"
+    return [
+        ("sign in at the command line", f"export VMWATCH_CONFIG={config}; {login}"),
+        ("the processes of this machine, live (q quits)", f"{program} top {state.instance}"),
+    ]
 
 
 def _guest_lines(state: State, own: Hypervisor) -> list:

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -214,10 +215,19 @@ class Guide(unittest.TestCase):
         session = subprocess.run(["sh", "-c", f'{login}echo "$session"'], capture_output=True, text=True, check=True)
         self.assertEqual(session.stdout, "THE-TOKEN\n")
         self.assertRegex(
-            lines[4],
+            lines[6],
             r"^VMWATCH_NATS_URL=nats://127.0.0.1:28001 VMWATCH_NATS_USER=vmwatch-operator VMWATCH_NATS_PASSWORD_FILE=\S+ "
             "'/with space/vmwatch-lifecycle' state",
         )
+        self.assertRegex(
+            lines[3],
+            "^export VMWATCH_CONFIG=[^;]+/vmwatch.toml; '/with space/vmwatch' login http://127.0.0.1:8086 --user admin "
+            r"--password-file \S+/admin-password$",
+        )
+        self.assertEqual(lines[4], "'/with space/vmwatch' top vm-1")
+        # The command line refuses a gateway without TLS on another machine.
+        remote = guide.session_lines(replace(current, gateway="http://192.0.2.1:8086"), "pass", Path("/bin"))
+        self.assertFalse([line for _, line in remote if "/bin/vmwatch login" in line])
 
 
 class Interrupts(unittest.TestCase):

@@ -117,6 +117,19 @@ class Detached(WholeStack):
         for row in vm["data"] + processes["data"]:
             self.assertIn(f"u'instance_id': u'{instance}'", row)
         self.assertRegex(pasted[3], rf"{machines.TO_START}\s+running")
+        self.check_command_line(shown, instance)
+
+    def check_command_line(self, shown, instance):
+        login, = re.findall(r"(?m)^  (export VMWATCH_CONFIG=.*)$", shown)
+        top, = re.findall(r"(?m)^  (\S+/vmwatch top .*)$", shown)
+        # `top` needs a terminal.
+        listing = top.replace(f"top {instance}", f"ps {instance}")
+        pasted = subprocess.run(
+            ["bash", "-e"], input=f"{login}\n{listing}\n", env={"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,
+        ).stdout
+        self.assertRegex(pasted, r"(?m)^ *PID  ")
+        self.assertGreater(len(pasted.splitlines()), 1)
 
     def check_status(self):
         status = self.status()
