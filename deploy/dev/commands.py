@@ -36,7 +36,7 @@ COMMANDS = [
     Command("fuzz [SECONDS]", "fuzz the parsers of untrusted input, each for SECONDS [30]", fuzz.fuzz),
     Command(
         "bench NAME [ARGUMENTS]",
-        "run a benchmark: gateway, login, tokens, agent, store, latest, fleet, alerts or all; --json FILE and --report FILE write the results", bench.bench,
+        "run a benchmark: gateway, login, tokens, agent, store, latest, fleet, alerts, top or all; --json FILE and --report FILE write the results", bench.bench,
     ),
     Command("package", "build the packages of the agent (.deb, .rpm) and of the command line (.deb) for this machine's architecture into .dev/packages", package.package),
     Command("peer nova", "install OpenStack's Keystone and Nova and test the Nova driver against them", peer.peer),
