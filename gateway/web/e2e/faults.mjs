@@ -16,7 +16,7 @@ const TEXTS = {
     faulty: "时钟不准",
     others: "+1",
     old: "采样过旧",
-    version: "代理 0.0.9，版本过旧",
+    version: "Agent 0.0.9，版本过旧",
     clock: /快了 1 小时 3[01] 分钟/,
     limit: /每秒发送的消息数超出.*VMWATCH_VM_MESSAGES_PER_SECOND/s,
     outdated: "版本过旧",

@@ -6,7 +6,7 @@ import { changesZh, marksZh } from "./changes.zh";
 import { tokensZh } from "./tokens.zh";
 
 const storedLate = (setting: string) =>
-  `其最新采样会延迟保存。如果之前发生过中断，积压的采样保存完毕后此提示会消失；否则请减少代理上报的内容，或调高 metrics-svc 的 ${setting}。`;
+  `其最新采样会延迟保存。如果之前发生过中断，积压的采样保存完毕后此提示会消失；否则请减少 Agent 上报的内容，或调高 metrics-svc 的 ${setting}。`;
 
 export const zh: Texts = {
   product: "vmwatch",
@@ -65,18 +65,18 @@ export const zh: Texts = {
     },
     utc_offset: {
       short: "UTC 偏移错误",
-      title: (agent, deployment) => `此虚拟机代理的 UTC 偏移为 ${agent}，应为 ${deployment}。`,
-      remedy: (deployment) => `其采样时间不正确，请将代理的 VMWATCH_UTC_OFFSET 设为 ${deployment}。`,
+      title: (agent, deployment) => `此虚拟机 Agent 的 UTC 偏移为 ${agent}，应为 ${deployment}。`,
+      remedy: (deployment) => `其采样时间不正确，请将 Agent 的 VMWATCH_UTC_OFFSET 设为 ${deployment}。`,
     },
     two_agents: {
-      short: "两个代理",
-      title: "有两个代理以此虚拟机的身份上报。",
+      short: "两个 Agent",
+      title: "有两个 Agent 以此虚拟机的身份上报。",
       remedy: "其采样来自两台虚拟机。如果虚拟机是克隆而来，请为克隆设置自己的 ID。",
     },
     expired_rows: {
       short: "采样过旧",
       title: (age) => `此虚拟机的采样已超过保留期（${age} 前），未被保存。`,
-      remedy: "如果采样是新的，请校正虚拟机的时钟和 UTC 偏移；如果采样曾在代理的缓存中等待，发送完毕后此提示会消失。",
+      remedy: "如果采样是新的，请校正虚拟机的时钟和 UTC 偏移；如果采样曾在 Agent 的缓存中等待，发送完毕后此提示会消失。",
     },
     date_ahead: {
       short: "时间超前",
@@ -169,7 +169,7 @@ export const zh: Texts = {
     showAll: "显示全部",
     conflict: "平台冲突",
     start: "启动",
-    agentVersion: (version, isOutdated) => `代理 ${version}${isOutdated ? "，版本过旧" : ""}`,
+    agentVersion: (version, isOutdated) => `Agent ${version}${isOutdated ? "，版本过旧" : ""}`,
     startVm: (name) => `启动 ${name}`,
     outdated: "列表刷新失败，正在自动重试…",
     measured: "平台测量",
@@ -188,7 +188,7 @@ export const zh: Texts = {
     lastReport: "最近上报",
     distribution: "发行版",
     kernel: "内核",
-    agentVersion: "代理版本",
+    agentVersion: "Agent 版本",
     outdated: "版本过旧",
     id: "ID",
     processes: "进程数",
