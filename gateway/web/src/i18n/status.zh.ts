@@ -13,7 +13,7 @@ export const statusZh: typeof statusEn = {
   unknown: "暂时无法获取。",
   replicas: (count, versions) => (count === 0 ? "没有实例响应" : `${whole(count)} 个实例，${versions}`),
   samples: { messages: "消息数", size: "大小", oldest: "最早一条", deadLetters: "死信" },
-  ofMost: (used, most) => `${used}，上限 ${most}`,
+  ofMost: (used, most) => `${used} / ${most}`,
   compaction: {
     lag: "最早的未合并时段", noLag: "无", passed: "上次完整执行", ago: (time) => `${time}前`,
     never: "数据合并尚未完整执行过。",

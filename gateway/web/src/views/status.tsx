@@ -85,7 +85,7 @@ function Card({ part, notices, isKnown, unknown, children }: CardProps) {
   return (
     <section data-part={part}>
       <h2>{texts.parts[part]} <Badge tone={tones[level]}>{texts.level[level]}</Badge></h2>
-      {own.map(({ detail }) => <p key={detail} class="banner warn">{detail}</p>)}
+      {own.map(({ detail }) => <p key={detail} class="banner warn" lang="en">{detail}</p>)}
       {isKnown ? <dl>{children}</dl> : own.length === 0 && <p class="faint">{unknown ?? texts.unknown}</p>}
     </section>
   );
@@ -143,25 +143,27 @@ function Agents({ agents }: { agents: Schemas["AgentsStatus"] }) {
         <Fact key={state} name={texts[state]}>{whole(agents[state])}</Fact>
       ))}
       {(["outdated", "over_limit", "wrong_clock", "other_faults"] as const).map((group) => (
-        <Fact key={group} name={texts[group]}><Group group={agents[group]} /></Fact>
+        <Group key={group} name={texts[group]} group={agents[group]} />
       ))}
     </>
   );
 }
 
 /** The number of VMs, and links to the first of them. */
-function Group({ group }: { group: Schemas["VmGroup"] }) {
-  if (group.count === 0) return <>{whole(0)}</>;
+function Group({ name, group }: { name: string; group: Schemas["VmGroup"] }) {
   const named = group.vms.slice(0, MAX_NAMED);
   const more = group.count - named.length;
   return (
-    <>
-      {whole(group.count)}
-      <span class="vms">
-        {named.map((id) => <a key={id} class="mono" href={vmAddress(id)}>{id}</a>)}
-        {more > 0 && <span class="faint">{t().status.more(more)}</span>}
-      </span>
-    </>
+    <div>
+      <dt>{name}</dt>
+      <dd>{whole(group.count)}</dd>
+      {group.count > 0 && (
+        <dd class="vms">
+          {named.map((id) => <a key={id} class="mono" href={vmAddress(id)}>{id}</a>)}
+          {more > 0 && <span class="faint">{t().status.more(more)}</span>}
+        </dd>
+      )}
+    </div>
   );
 }
 
