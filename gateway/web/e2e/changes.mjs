@@ -23,6 +23,10 @@ await story(async (page, { faults }) => {
   await reboot.locator("button.around").click();
   const changed = page.locator(".changes table.changed");
   await changed.waitFor();
+  const title = page.locator(".changes h2");
+  await until("the comparison has the focus", () => title.evaluate((element) => element === document.activeElement));
+  const { y } = await title.boundingBox();
+  check(y >= 0 && y < 900, `the title of the comparison is on the screen, at ${y}`);
   check((await page.locator(".changes .summary .badge").innerText()).startsWith("VM started"), "the reboot is named");
   const names = (kind) => changed.locator(`tbody[data-change="${kind}"] tr:not(.kind) th.name`).allInnerTexts();
   check((await names("came")).join() === "backup", `a process came with the reboot: ${await names("came")}`);
@@ -55,7 +59,21 @@ await story(async (page, { faults }) => {
   await page.locator(".changes [role=alert]").waitFor();
   await page.locator(".changes .heading button").click();
   await until("the comparison is closed", async () => (await page.locator(".changes").count()) === 0);
+  await saysWhichMarksAreMissing(page);
 });
+
+async function saysWhichMarksAreMissing(page) {
+  const note = page.getByText("Operations could not be read");
+  check((await note.count()) === 0, "no marks are missing");
+  await page.route(/\/marks\?/, async (route) => {
+    const marks = await (await route.fetch()).json();
+    await route.fulfill({ json: { ...marks, missing: ["alerts", "operations"] } });
+  });
+  await page.reload();
+  await note.waitFor();
+  check((await page.getByText("Process tables could not be read").count()) === 0, "only missing marks are named");
+  await page.unroute(/\/marks\?/);
+}
 
 async function lists(page, kind, text, count) {
   const marks = page.locator(`.marks li[data-kind="${kind}"]`);

@@ -34,6 +34,10 @@ export const marksEn = {
   title: (count: number) => (count === 1 ? "1 operation or start in this time range" : `${whole(count)} operations and starts in this time range`),
   starts: { vm_start: "VM started", agent_start: "Agent started" },
   operation: (action: string, user: string) => `${action}, requested by ${user}`,
+  missing: {
+    operations: "Operations could not be read, so their marks are missing.",
+    processes: "Process tables could not be read, so the starts of the VM and its agent are not marked.",
+  },
   show: "Show the processes at this moment",
   changesOf: (mark: string) => `What changed? ${mark}`,
   cut: (count: string) => `Only the newest ${count} are listed. Choose a shorter time range to see the others.`,

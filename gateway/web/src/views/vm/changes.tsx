@@ -38,7 +38,7 @@ function Comparison({ id, pinned, moments }: { id: string; pinned: number | null
   return (
     <section class="changes" aria-label={texts.title} aria-busy={read.loading}>
       <div class="heading">
-        <h2>{texts.title}</h2>
+        <h2 tabIndex={-1}>{texts.title}</h2>
         <button type="button" onClick={compareNothing}>{t().common.close}</button>
       </div>
       <div class="tools">
@@ -110,8 +110,8 @@ function ReportOf({ report }: { report: Report }) {
               <th>{texts.columns.name}</th>
               <th class="owner">{texts.columns.owner}</th>
               <th class="number count">{texts.columns.processes}</th>
-              <th class="number">{texts.measures.cpu}</th>
-              <th class="number">{texts.measures.mem}</th>
+              <th class="number">{t().table.columns.cpu}</th>
+              <th class="number">{t().table.columns.mem}</th>
               <th class="number disk">{texts.measures.disk}</th>
             </tr>
           </thead>
@@ -133,6 +133,7 @@ function ReportOf({ report }: { report: Report }) {
 const keyOf = ({ name, user, unit, container }: Group): string => JSON.stringify([name, user, unit, container]);
 
 function GroupRow({ group, isRebooted }: { group: Group; isRebooted: boolean }) {
+  const { columns, measures } = t().changes;
   const { name, user, unit, container, before, after, kept } = group;
   const owner = [container ?? unit, user].filter((part): part is string => part !== null).map(visible).join(" · ");
   const values = (value: (usage: Usage) => string) => <Values before={before && value(before)} after={after && value(after)} />;
@@ -142,12 +143,13 @@ function GroupRow({ group, isRebooted }: { group: Group; isRebooted: boolean }) 
       <th scope="row" class="name">
         <span title={visible(name)}>{visible(name)}</span>
         {isRestarted && <>{" "}<Badge tone="quiet">{t().changes.restarted}</Badge></>}
+        {owner && <span class="sub">{owner}</span>}
       </th>
       <td class="owner">{owner || t().common.none}</td>
-      <td class="number count">{values((usage) => whole(usage.processes))}</td>
-      <td class="number">{values((usage) => percent(usage.cpu_util))}</td>
-      <td class="number">{values((usage) => percent(usage.mem))}</td>
-      <td class="number disk">{values((usage) => rate(usage.disk_read + usage.disk_write))}</td>
+      <td class="number count" data-label={columns.processes}>{values((usage) => whole(usage.processes))}</td>
+      <td class="number" data-label={measures.cpu}>{values((usage) => percent(usage.cpu_util))}</td>
+      <td class="number" data-label={measures.mem}>{values((usage) => percent(usage.mem))}</td>
+      <td class="number disk" data-label={measures.disk}>{values((usage) => rate(usage.disk_read + usage.disk_write))}</td>
     </tr>
   );
 }

@@ -25,11 +25,20 @@ export const compare = ({ before, after }: Compared): void => adjust({ before: t
 
 /** Compares the start of the range with the pinned moment, or else with the end of the range. */
 export const compareRange = ({ from, to, pin }: Range): void =>
-  compare({ before: from, after: pin !== null && pin > from ? pin : Math.min(to, Date.now()) });
+  open({ before: from, after: pin !== null && pin > from ? pin : Math.min(to, Date.now()) });
 
 /** Compares the moments shortly before and after another one. */
-export function compareAround(at: number): void {
-  compare({ before: at - AROUND_MS, after: Math.min(at + AROUND_MS, Date.now()) });
+export const compareAround = (at: number): void =>
+  open({ before: at - AROUND_MS, after: Math.min(at + AROUND_MS, Date.now()) });
+
+/** Compares two moments, and scrolls to the comparison, which is below the charts. */
+function open(moments: Compared): void {
+  compare(moments);
+  requestAnimationFrame(() => {
+    const heading = document.querySelector<HTMLElement>(".changes h2");
+    heading?.focus({ preventScroll: true });
+    heading?.scrollIntoView();
+  });
 }
 
 export const compareNothing = (): void => adjust({ before: null, after: null });

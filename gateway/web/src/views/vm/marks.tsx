@@ -19,6 +19,8 @@ const MAX_READ_MS = 400 * DAY;
 const MAX_LISTED = 50;
 
 type Mark = Exclude<Schemas["Mark"], { kind: "alert" }>;
+type Source = Exclude<Schemas["MarkSource"], "alerts">;
+const SOURCES: Source[] = ["operations", "processes"];
 
 /** A moment to mark on all charts. */
 export interface Moment {
@@ -32,6 +34,8 @@ export interface VmMarks {
   /** In the order of the list, the newest first. */
   marks: Mark[];
   isCut: boolean;
+  /** Sources that could not be read, so that their marks are missing. */
+  missing: Source[];
 }
 
 export function useVmMarks(id: string, range: Range): VmMarks {
@@ -50,8 +54,9 @@ export function useVmMarks(id: string, range: Range): VmMarks {
       marks,
       moments: marks.map((mark) => ({ at: ms(mark.at), kind: mark.kind, text: textOfMark(mark) })),
       isCut: (read.data?.cut ?? false) || range.to - range.from > MAX_READ_MS,
+      missing: SOURCES.filter((source) => read.failure !== undefined || read.data?.missing.includes(source)),
     };
-  }, [read.data, language.value, time]);
+  }, [read.data, read.failure, language.value, time]);
 }
 
 function textOfMark(mark: Mark): string {
@@ -62,9 +67,17 @@ function textOfMark(mark: Mark): string {
 }
 
 /** The marks of the time range, below the charts. Each leads to the processes at its moment and to what changed around it. */
-export function MarkList({ marks: { marks, isCut }, range }: { marks: VmMarks; range: Range }) {
+export function MarkList({ marks, range }: { marks: VmMarks; range: Range }) {
+  return (
+    <>
+      {marks.missing.map((source) => <p key={source} class="faint small">{t().marks.missing[source]}</p>)}
+      {marks.marks.length > 0 && <Listed marks={marks} range={range} />}
+    </>
+  );
+}
+
+function Listed({ marks: { marks, isCut }, range }: { marks: VmMarks; range: Range }) {
   const texts = t().marks;
-  if (marks.length === 0) return null;
   const shown = marks.slice(0, MAX_LISTED);
   return (
     <details class="marks small">
