@@ -39,10 +39,10 @@ export function Tokens() {
     <>
       <div class="heading">
         <h1 tabIndex={-1}>{texts.title}</h1>
+        {may("admin") && <Owners all={all} />}
         {pages.loaded && <button type="button" class="primary" onClick={() => setCreating(true)}>{texts.add}</button>}
       </div>
       <p class="lead faint">{texts.hint}</p>
-      {may("admin") && <Owners all={all} />}
       {!pages.loaded ? (
         pages.failure ? <Failed failure={pages.failure} retry={pages.reload} /> : <Loading rows={3} />
       ) : pages.items.length === 0 ? (
@@ -98,7 +98,7 @@ function TokenTable({ tokens, all, revoke }: TableProps) {
               {texts.rights(textOf(t().role, token.role), textOf(texts.access, token.access), scopeText(token.scope))}
             </td>
             <td data-label={columns.used}>{usedText(token)}</td>
-            <td data-label={columns.expires} title={fullTime(ms(token.expires_at))}>
+            <td class="at" data-label={columns.expires} title={fullTime(ms(token.expires_at))}>
               {now.value >= ms(token.expires_at) ? <Badge tone="quiet">{texts.expired}</Badge> : shortTime(ms(token.expires_at))}
             </td>
             <td class="act">

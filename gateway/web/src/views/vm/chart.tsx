@@ -183,7 +183,8 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
     width: host.clientWidth,
     height: HEIGHT,
     legend: { show: false },
-    padding: [8, 8, 0, 0],
+    // The last time of the axis extends to the right of the plot.
+    padding: [8, 18, 0, 0],
     cursor: {
       y: false,
       points: { size: 7 },

@@ -53,7 +53,7 @@ function Mount({ filesystem }: { filesystem: Filesystem }) {
   const name = visible(filesystem.mount_point);
   return (
     <li>
-      <p class="name"><b title={name}>{name}</b> <span class="faint">{visible(filesystem.filesystem)}</span></p>
+      <p class="name"><b title={name}>{name}</b> <span class="faint" title={visible(filesystem.filesystem)}>{visible(filesystem.filesystem)}</span></p>
       <Meter value={share(filesystem)} hot={NEARLY_FULL} />
       <p class="faint small">{t().filesystems.used(bytes(filesystem.used_bytes), bytes(filesystem.total_bytes))}</p>
     </li>
