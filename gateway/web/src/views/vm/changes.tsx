@@ -149,7 +149,9 @@ function GroupRow({ group, isRebooted }: { group: Group; isRebooted: boolean }) 
       <td class="number count" data-label={columns.processes}>{values((usage) => whole(usage.processes))}</td>
       <td class="number" data-label={measures.cpu}>{values((usage) => percent(usage.cpu_util))}</td>
       <td class="number" data-label={measures.mem}>{values((usage) => percent(usage.mem))}</td>
-      <td class="number disk" data-label={measures.disk}>{values((usage) => rate(usage.disk_read + usage.disk_write))}</td>
+      <td class="number disk" data-label={measures.disk}>
+        {values((usage) => rate(usage.disk_read + usage.disk_write))}
+      </td>
     </tr>
   );
 }
