@@ -234,11 +234,11 @@ fn checksum(block: &[u8]) -> [u8; 4] {
 }
 
 /// Damages one block of process rows, and gives another one a newer version of the format. Returns both documents.
-async fn damage(stack: &Stack, instance: &str) -> Vec<Document> {
+async fn damage(stack: &Stack, instance: &str, hour: u64) -> Vec<Document> {
     let blocks = blocks(&stack.database);
     let mut damaged = Vec::new();
     for (minute, newer) in [(3_u32, true), (5, false)] {
-        let from = (closed_hour() + u64::from(minute) * MINUTE + SECOND).cast_signed();
+        let from = (hour + u64::from(minute) * MINUTE + SECOND).cast_signed();
         let from = mongodb::bson::DateTime::from_millis(from);
         let filter = doc! { "instance_id": instance, "kind": "process", "from": from };
         let mut block = blocks.find_one(filter.clone()).await.unwrap().unwrap();
@@ -293,7 +293,7 @@ async fn answers_stay_the_same_when_an_hour_is_compacted() {
     let hour = closed_hour();
     publish_hour(&stack, "vm-1", hour, 0..40).await;
     publish_hour(&stack, "vm-2", hour, 0..10).await;
-    let damaged = damage(&stack, "vm-2").await;
+    let damaged = damage(&stack, "vm-2", hour).await;
     for minute in 0..5 {
         let mut sample = of_minute("vm-3", hour, minute);
         sample.filesystems = vec![
