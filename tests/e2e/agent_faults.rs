@@ -11,7 +11,7 @@ use vmwatch_api::{
 };
 
 use crate::{
-    history_support::{HOUR, SECOND, call, call_in, publish, publish_by_clock, sample, stack},
+    history_support::{HOUR, SECOND, call, call_in, publish, publish_by_clock, sample, stack, stored},
     ingest_support::Publisher,
     rows::stored_vms,
 };
@@ -136,6 +136,7 @@ async fn vm_shows_why_its_samples_are_not_stored_until_one_is() {
     // A clock that is eight hours ahead is no reason to refuse a sample.
     send(unix_millis() + 8 * HOUR).await;
     is_right().await;
+    stored(&stack).await;
     assert_eq!(stored_vms(&stack.database).await.len(), 2);
 
     send(unix_millis() + 25 * HOUR).await;
@@ -177,8 +178,9 @@ async fn vm_shows_why_its_samples_are_not_stored_until_one_is() {
     };
     assert!((HOUR..HOUR + 60 * SECOND).contains(&age_ms), "{age_ms}");
     is_right().await;
-    let stored = stored_vms(&stack.database).await;
-    assert_eq!(stored.len(), 5, "neither refused nor expired rows are stored");
+    stored(&stack).await;
+    let rows = stored_vms(&stack.database).await;
+    assert_eq!(rows.len(), 5, "neither refused nor expired rows are stored");
     let metrics = [0, 1].map(|replica| stack.replica(Program::Metrics, replica));
     let mut counted = 0.0;
     for replica in metrics {
