@@ -291,10 +291,15 @@ async fn summed_rows_are_marked(stack: &Stack, api: &Api, base: u64) {
     stored(api, "/vms/vm-2/processes", "/processes", 2).await;
     let table = api.read("/vms/vm-2/processes").await;
     assert_eq!(table["short_lived"], "recorded");
-    let lost = stack
-        .replica(Program::Metrics, 0)
-        .metric("vmwatch_exit_records_lost_by_agents_total");
-    assert_eq!(lost.await, Some(3.0));
+    // metrics-svc counts the lost records after it has stored the rows.
+    let metrics = stack.replica(Program::Metrics, 0);
+    eventually("the lost records are counted", PATIENCE, async || {
+        let lost = metrics.metric("vmwatch_exit_records_lost_by_agents_total").await;
+        (lost == Some(3.0))
+            .then_some(())
+            .ok_or_else(|| format!("{lost:?}"))
+    })
+    .await;
     let fields = [
         "kind",
         "processes",
