@@ -41,7 +41,7 @@ use crate::rows::{store_vms, vm_row};
 
 /// Time limit of a refusal that must not wait: well below every deadline of the gateway, and long enough for a busy
 /// machine.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// Returns the duration of the mixed load in `./dev soak`, or `None` in an ordinary test run.
 fn soak() -> Option<Duration> {

@@ -263,7 +263,11 @@ impl Publisher {
     pub(crate) async fn publish(&mut self) {
         let sample = self.sample();
         eventually("the stream accepts a sample", PATIENCE + outage(), async || {
-            self.send(&sample).await
+            // A message that was lost in an outage is sent again soon.
+            match tokio::time::timeout(Duration::from_secs(1), self.send(&sample)).await {
+                Ok(sent) => sent,
+                Err(_) => Err("no acknowledgement".to_owned()),
+            }
         })
         .await;
         self.rows.add(&sample);
@@ -325,7 +329,7 @@ impl Publisher {
                 .await?
                 .await
         };
-        match tokio::time::timeout(Duration::from_secs(1), published).await {
+        match tokio::time::timeout(PATIENCE, published).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("{error:?}")),
             Err(_) => Err("no acknowledgement".to_owned()),

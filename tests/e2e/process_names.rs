@@ -87,7 +87,7 @@ async fn search_in_a_scope_without_names_makes_progress() {
     let mut found = Vec::new();
     loop {
         let scope = Scope::Only(vms.clone());
-        let page = search_within(&stack, Duration::from_secs(2), scope, &query).await;
+        let page = search_within(&stack, Duration::from_secs(5), scope, &query).await;
         found.extend(page.vms.iter().map(|vm| vm.instance_id.to_string()));
         assert!(page.next.is_none() || page.next > query.after, "{:?}", page.next);
         query.after = page.next;

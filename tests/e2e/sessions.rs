@@ -87,7 +87,7 @@ async fn session_expires_after_its_lifetime() {
         );
     }
     assert!(
-        made.elapsed() < Duration::from_secs(4),
+        made.elapsed() < Duration::from_secs(12),
         "the session ended too late: {:?}",
         made.elapsed()
     );

@@ -226,7 +226,7 @@ async fn service_answers_timeout_at_the_deadline_of_a_request() {
     assert_eq!(without["fault"], json!("invalid"));
     assert_eq!(started.load(Ordering::SeqCst), 0);
 
-    let while_working = raw(Some(unix_millis() + 300)).await;
+    let while_working = raw(Some(unix_millis() + 3000)).await;
     assert_eq!(while_working["fault"], "timeout");
     assert_eq!(
         (started.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)),
@@ -251,7 +251,7 @@ async fn bus_caller_stops_waiting_at_its_deadline() {
     let fault = caller.call::<VmLatest>(&short, &latest("vm")).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     assert!(
-        started.elapsed() < Duration::from_secs(2),
+        started.elapsed() < Duration::from_secs(5),
         "{:?}",
         started.elapsed()
     );

@@ -1,8 +1,6 @@
 //! `vmwatch top` in a terminal.
 
-use std::time::Duration;
-
-use testkit::{Program, eventually};
+use testkit::{PATIENCE, Program, eventually};
 use vmwatch_api::{Role, Scope, time::unix_millis};
 
 use super::{ago, running, stored, user};
@@ -223,7 +221,7 @@ async fn top_connects_again_and_ends_with_its_session() {
     let other = testkit::Cli::with_token(stack.gateway(0), &token);
     let mut ending = other.terminal(&["top", "vm-1"], 100, 24);
     ending.shows("LIVE").await;
-    eventually("the session has ended", Duration::from_secs(5), async || {
+    eventually("the session has ended", PATIENCE, async || {
         let reply = api.delete("/sessions/current").await;
         if matches!(reply.status, 204 | 401) {
             Ok(())

@@ -57,7 +57,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
     assert!(failed.len() <= CLIENTS, "{failed:?}");
     for seen in failed {
         assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
-        // NATS detects the end of the connection within a second and sends the killed replica no further requests.
+        // NATS soon detects the end of the connection and sends the killed replica no further requests.
         assert!(
             seen.sent < gone + AT_ONCE && seen.sent + seen.took > killed,
             "{seen:?}"

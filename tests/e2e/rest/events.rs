@@ -123,13 +123,18 @@ async fn live_events_are_delivered_at_once() {
     let ready = follower.expect("ready").await;
     assert!(ready.id.is_some(), "the first event states its position");
 
-    let published = Instant::now();
-    let at = unix_millis();
-    publish(&stack, &sample("vm-1", at, 42.5)).await;
-    let event = follower.until("sample", "vm-1").await;
-    let took = published.elapsed();
-    println!("delay from publishing a sample to its event: {took:?}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    // A busy machine may delay single events, but not all of them.
+    let event = eventually("an event arrives within a second", PATIENCE, async || {
+        let published = Instant::now();
+        publish(&stack, &sample("vm-1", unix_millis(), 42.5)).await;
+        let event = follower.until("sample", "vm-1").await;
+        let took = published.elapsed();
+        println!("delay from publishing a sample to its event: {took:?}");
+        (took < Duration::from_secs(1))
+            .then_some(event)
+            .ok_or_else(|| format!("{took:?}"))
+    })
+    .await;
     assert_eq!(
         (&event.data["cpu_util"], &event.data["proc"]),
         (&json!(42.5), &json!(2))
@@ -266,7 +271,7 @@ async fn live_events_continue_after_restart_of_gateway_and_nats() {
     let stopped = Instant::now();
     gateway.process.terminate(PATIENCE).await;
     assert!(
-        stopped.elapsed() < Duration::from_secs(5),
+        stopped.elapsed() < Duration::from_secs(10),
         "event streams end when the gateway stops: {:?}",
         stopped.elapsed()
     );
@@ -293,7 +298,7 @@ async fn live_events_continue_after_restart_of_gateway_and_nats() {
         "delay from NATS being reachable to the event: {:?}",
         back.elapsed()
     );
-    assert!(back.elapsed() < Duration::from_secs(8), "{:?}", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(15), "{:?}", back.elapsed());
 }
 
 #[tokio::test]
@@ -311,7 +316,7 @@ async fn live_event_stream_ends_with_its_session() {
     let ended = Instant::now();
     assert_eq!(admin.delete("/sessions/current").await.status, 204);
     ending.until_end().await;
-    assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
+    assert!(ended.elapsed() < Duration::from_secs(10), "{:?}", ended.elapsed());
     tell(&stack, "vm-1").await;
     staying.until("machine", "vm-1").await;
 }
