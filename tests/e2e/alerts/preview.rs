@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{InstanceId, Role, Scope, time::unix_millis};
 
-use crate::rest::client::{Api, publish, sample};
+use crate::{
+    history_support::followed,
+    rest::client::{Api, publish, sample},
+};
 
 const MINUTE: u64 = 60_000;
 
@@ -46,6 +49,7 @@ async fn publish_history(stack: &Stack) {
             publish(stack, &sample("gone", at_ms, 10.0)).await;
         }
     }
+    followed(stack).await;
 }
 
 #[tokio::test]
