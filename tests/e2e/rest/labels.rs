@@ -5,8 +5,9 @@ use std::sync::Arc;
 use mongodb::bson::{DateTime, Document, doc};
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::{MACHINES, PATIENCE, Program, Stack, eventually};
+use testkit::{MACHINES, MongoProxy, PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{InstanceId, Role, Scope, time::unix_millis};
+use vmwatch_store::MONGODB_URI;
 
 use super::{
     client::{Api, Reply, process, publish, report, sample, stack},
@@ -250,6 +251,11 @@ async fn interrupted_removal_is_continued_by_a_repeated_request() {
         .set(Program::Gateway, "VMWATCH_COMMAND_DEADLINE", "5s")
         .start()
         .await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let proxy = MongoProxy::start(stack.database.uri(), "process_samples").await;
+    metrics.process.set(MONGODB_URI.name, proxy.uri());
+    metrics.process.kill9();
+    metrics.restart().await;
     let admin = Arc::new(Api::with(&stack, Role::Admin, Scope::All).await);
     report(&stack, &admin, &[("large", 1.0)]).await;
     let rows = stack.database.handle().collection::<Document>("process_samples");
@@ -257,29 +263,22 @@ async fn interrupted_removal_is_continued_by_a_repeated_request() {
     for _ in 0..ROWS / 1000 {
         rows.insert_many(vec![row.clone(); 1000]).await.unwrap();
     }
-    let metrics = stack.replica(Program::Metrics, 0);
+    // One batch is deleted, and the deletion of the next one does not reach the database.
+    proxy.hold("delete", 1);
     let removing = {
         let admin = Arc::clone(&admin);
         tokio::spawn(async move { admin.delete("/vms/large?name=large").await })
     };
-    eventually("the deletion has begun", PATIENCE, async || {
-        let left = rows
-            .count_documents(doc! { "instance_id": "large" })
-            .await
-            .unwrap();
-        (left < ROWS).then_some(()).ok_or_else(|| format!("{left} rows"))
-    })
-    .await;
+    proxy.holds().await;
     metrics.process.kill9();
+    proxy.drop_held();
     let interrupted = removing.await.unwrap();
     let left = documents(&stack, "large").await;
-    assert_ne!(
-        (interrupted.status, left[2].1),
-        (204, 0),
-        "the removal was not interrupted"
-    );
+    assert_ne!(interrupted.status, 204, "the removal was not interrupted");
+    assert!((1..ROWS).contains(&left[2].1), "{left:?}");
     // The VM is listed until the removal is complete.
     assert_eq!(left[7], ("vm_samples_instances", 1));
+    proxy.release();
     metrics.restart().await;
     eventually("the removal is complete", PATIENCE, async || {
         let reply = admin.delete("/vms/large?name=large").await;
