@@ -29,6 +29,8 @@ pub(crate) fn stack() -> StackBuilder {
         .without_rates()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "50ms")
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
+        // The default of one minute is shorter than some tests on a busy machine.
+        .set(Program::Metrics, "VMWATCH_COMPACTION_INTERVAL", "1h")
         // vmwatch-auth owns the audit stream and does not run in this test environment.
         .set(Program::Metrics, "VMWATCH_AUDIT_REQUIRED", "false")
 }
