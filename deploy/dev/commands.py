@@ -21,8 +21,9 @@ class Command:
 
 COMMANDS = [
     Command(
-        "up [--detach] [--guest]",
-        "install missing tools, build and start a stack, and print how to use it; --guest adds a real VM in QEMU", up.up,
+        "up [--detach] [--guest [--no-agent]]",
+        "install missing tools, build and start a stack, and print how to use it; --guest adds a real VM in QEMU, "
+        "--no-agent leaves the agent out of it", up.up,
     ),
     Command("status [--json]", "show the running programs, their state and addresses", inspect.status),
     Command("logs [SERVICE...] [-f]", "show the last lines of all logs, or the named services' whole logs; -f follows them", inspect.logs),

@@ -120,9 +120,9 @@ def _command_line(state: State, binaries: Path) -> list:
 
 
 def _guest_lines(state: State, own: Hypervisor) -> list:
-    """Returns shell commands that start the real VM and read the rows of its agent."""
+    """Returns shell commands that start the real VM and read its rows. Without an agent, they are libvirt's measures."""
     first = _request(state, VM_ROWS, own.instance, ',"limit":1')
-    return [
+    lines = [
         ("start the guest, a real VM in QEMU", f"posted=$(date +%s%N); {_curl_line(state, START, own.instance)}"),
         ("read the guest's state from libvirt", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
         (
@@ -130,12 +130,11 @@ def _guest_lines(state: State, own: Hypervisor) -> list:
             f"until {first} | grep ObjectId; do sleep 0.1; done; "
             'echo "first row after $(( ($(date +%s%N) - posted) / 1000000 )) ms"',
         ),
-        (
-            "read the row of the guest's agent process",
-            _curl_line(state, NAMED_ROWS, own.instance, ',"proc_name":"vmwatch-agent","limit":1'),
-        ),
-        ("show the guest's console output", f"cat {shlex.quote(str(own.console))}"),
     ]
+    if own.with_agent:
+        named = ',"proc_name":"vmwatch-agent","limit":1'
+        lines.append(("read the row of the guest's agent process", _curl_line(state, NAMED_ROWS, own.instance, named)))
+    return [*lines, ("show the guest's console output", f"cat {shlex.quote(str(own.console))}")]
 
 
 def show(state: State, password: str, database: str, binaries: Path, detached: bool) -> None:
@@ -153,7 +152,8 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
         ("data and logs", layout.short(layout.DOT)),
     ]
     if state.hypervisor:
-        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM in QEMU, switched off)"))
+        agent = "" if state.hypervisor.with_agent else " without an agent"
+        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM in QEMU{agent}, switched off)"))
     say(table([("  " + name, value) for name, value in rows]))
     say()
     for title, line in session_lines(state, password, binaries):

@@ -1,5 +1,5 @@
-"""The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is switched off and contains the
-agent.
+"""The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is switched off. The VM contains the
+agent, which does not run with the option --no-agent.
 
 The end-to-end tests run a hypervisor in the same way (testkit/src/libvirtd.rs).
 """
@@ -39,11 +39,12 @@ class Hypervisor:
     folder: str
     # Instance id of the guest. Each `up --guest` creates a new VM.
     instance: str
+    with_agent: bool = True
 
     @classmethod
-    def prepare(cls, image: Path) -> "Hypervisor":
+    def prepare(cls, image: Path, with_agent: bool) -> "Hypervisor":
         """Creates the files for libvirtd. `image` is the folder with the guest's kernel and initramfs."""
-        made = cls(tempfile.mkdtemp(prefix="vmwatch-guest-"), str(uuid.uuid4()))
+        made = cls(tempfile.mkdtemp(prefix="vmwatch-guest-"), str(uuid.uuid4()), with_agent)
         root = Path(made.folder)
         root.chmod(0o711)
         (root / "image").mkdir()
@@ -103,8 +104,10 @@ class Hypervisor:
             initramfs.write(gzip.compress(archive.bytes(), mtime=0))
 
     def define(self, settings: Dict[str, str]) -> None:
-        """Defines the VM in libvirt. Its agent gets these settings."""
+        """Defines the VM in libvirt. Its agent, if it has one, gets these settings."""
         words = [f"vmwatch.{name[len('VMWATCH_'):]}={value}" for name, value in settings.items()]
+        if not self.with_agent:
+            words = ["vmwatch.agent=none"]
         domain = (layout.ROOT / "deploy/guest/domain.xml").read_text()
         for name, value in {
             "name": NAME, "uuid": self.instance, "image": f"{self.folder}/image",

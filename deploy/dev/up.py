@@ -18,10 +18,13 @@ from .tools import Database
 
 
 def up(arguments) -> int:
-    """Starts a stack and stops it on Ctrl-C. With --detach the stack keeps running; --guest adds a real VM."""
-    if set(arguments) - {"--detach", "--guest"}:
-        raise Problem("`up` takes only --detach and --guest", code=EX_USAGE)
-    detach, guest = "--detach" in arguments, "--guest" in arguments
+    """Starts a stack and stops it on Ctrl-C. With --detach the stack keeps running; --guest adds a real VM, in which no
+    agent runs with --no-agent."""
+    if set(arguments) - {"--detach", "--guest", "--no-agent"}:
+        raise Problem("`up` takes only --detach, --guest and --no-agent", code=EX_USAGE)
+    detach, guest, with_agent = "--detach" in arguments, "--guest" in arguments, "--no-agent" not in arguments
+    if not (guest or with_agent):
+        raise Problem("--no-agent requires --guest: it starts the guest without an agent", code=EX_USAGE)
     if guest and os.environ.get("VMWATCH_NATS_URL"):
         raise Problem("--guest needs the stack's own NATS server; unset VMWATCH_NATS_URL", code=EX_USAGE)
     interrupts.install()
@@ -33,7 +36,7 @@ def up(arguments) -> int:
         running = Stack(State(ports=previous.ports, guard=Identity.of(os.getpid())))
         running.state.save()
         try:
-            _start(running, listen, detach, guest)
+            _start(running, listen, detach, guest, with_agent)
         except BaseException:
             stack.stop(running.state)
             raise
@@ -89,7 +92,7 @@ def _listen_address() -> str:
     return listen
 
 
-def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
+def _start(running: Stack, listen: str, detach: bool, guest: bool, with_agent: bool) -> None:
     cargo.check()
     tools.install_system(tools.BUILD_NEEDS)
     nats_server = _nats_server()
@@ -101,7 +104,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     if guest:
         # The hypervisor is recorded as soon as it exists, so it is removed together with the stack.
         with interrupts.held_back():
-            running.state.hypervisor = Hypervisor.prepare(guest_image)
+            running.state.hypervisor = Hypervisor.prepare(guest_image, with_agent)
             running.state.save()
     plan = Plan(binaries, nats_server, database, listen, running.state)
     password = stack.first_password()
@@ -136,7 +139,7 @@ def _enrol_agents(plan: Plan) -> None:
     own = plan.state.hypervisor
     with Step("enrolling the agents") as step:
         agents.enrol(plan, plan.state.instance, agents.IDENTITY)
-        if own:
+        if own and own.with_agent:
             agents.enrol(plan, own.instance, own.identity)
             own.install_identity(plan.state.ports["nats"])
         step.done()

@@ -6,15 +6,16 @@ import re
 import signal
 import subprocess
 import unittest
+import urllib.request
 from pathlib import Path
 
-from dev.processes import Identity
+from dev.processes import Identity, wait_for
 from dev.tests.whole_stack import PATIENCE, WholeStack
 
 
 class Guest(WholeStack):
-    def up(self):
-        shown = self.dev("up", "--detach", "--guest")
+    def up(self, *options):
+        shown = self.dev("up", "--detach", "--guest", *options)
         self.assertEqual(shown.returncode, 0, shown.stdout)
         return shown.stdout
 
@@ -68,6 +69,40 @@ class Guest(WholeStack):
         self.up()
         # The new VM must have a different id, so it has no rows of the first VM.
         self.assertNotEqual(self.guest()["instance_id"], first["instance_id"])
+
+    def test_guest_without_agent_has_a_chart_from_libvirt(self):
+        lines = re.findall(r"(?m)^  ((?:session=|posted=|virsh |until |cat ).*)$", self.up("--no-agent"))
+        self.assertEqual(len(lines), 5, lines)
+        output = self.paste(lines)
+        self.assertIn("running", output.splitlines())
+        self.assertRegex(output, r"first row after \d+ ms")
+
+        guest, token = self.guest(), self.token()
+        series = f"/vms/{guest['instance_id']}/samples"
+        used = lambda: [bucket["cpu_util"] for bucket in self.rest(f"{series}?source=hypervisor", token)["buckets"]]
+        self.assertTrue(wait_for(lambda: any(used()), PATIENCE), used())
+        console = Path(guest["console"])
+        self.assertTrue(wait_for(lambda: "vmwatch guest is up" in console.read_text(), PATIENCE), console.read_text())
+        self.assertEqual(self.rest(series, token)["buckets"], [])
+        self.assertEqual(console.read_text().partition("vmwatch guest is up")[2].strip(), "", "an agent must not run")
+
+    def test_option_without_agent_is_refused_without_a_guest(self):
+        refused = self.dev("up", "--detach", "--no-agent")
+        self.assertEqual((refused.returncode, self.left_over()), (64, []), refused.stdout)
+        self.assertIn("--guest", refused.stdout)
+
+    def token(self):
+        """Logs in as administrator. Returns the session's token."""
+        login = {"user_name": "admin", "password": Path(self.status()["admin_password_file"]).read_text().strip()}
+        return self.rest("/sessions", "", login)["token"]
+
+    def rest(self, path, token, body=None):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1{path}", body and json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.load(answer)
 
     def folder_of(self, guest):
         return Path(guest["console"]).parents[1]
