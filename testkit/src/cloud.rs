@@ -23,6 +23,8 @@ use crate::{PATIENCE, eventually};
 pub const USER: &str = "vmwatch";
 /// Password of [`USER`].
 pub const PASSWORD: &str = "the cloud's password";
+/// User name and password of the administrator of the simulated cloud.
+pub const ADMIN: (&str, &str) = ("admin", "the administrator's password");
 /// Id and secret of the application credential that the simulated cloud accepts.
 pub const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret");
 
@@ -57,7 +59,7 @@ struct Server {
     task: Option<String>,
     /// The number that Nova reports for the state of the guest on its host.
     power: i64,
-    /// What Nova reports of the host; `None` if the user is not an administrator.
+    /// What Nova reports of the host to administrators; `None` for the usual.
     host: Option<String>,
     locked: bool,
     fault: Option<String>,
@@ -174,6 +176,15 @@ impl Cloud {
             self.address
         );
         entry(folder, name, &file, "password_file", PASSWORD)
+    }
+
+    /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with the administrator's account.
+    pub fn admin_entry(&self, folder: &Path, name: &str) -> String {
+        let file = format!(
+            "auth_url = 'http://{}/identity/v3'\nusername = '{}'\nproject = 'admin'\nall_projects = true\n",
+            self.address, ADMIN.0
+        );
+        entry(folder, name, &file, "password_file", ADMIN.1)
     }
 
     /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with an application credential.
@@ -406,9 +417,17 @@ impl Cloud {
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
-        let token = headers.get("x-auth-token").and_then(|token| token.to_str().ok());
-        token.is_some_and(|token| self.lock().tokens.contains(token))
+        token(headers).is_some_and(|token| self.lock().tokens.contains(token))
     }
+}
+
+fn token(headers: &HeaderMap) -> Option<&str> {
+    headers.get("x-auth-token")?.to_str().ok()
+}
+
+/// Whether the request has a token of the administrator.
+fn is_admin(headers: &HeaderMap) -> bool {
+    token(headers).is_some_and(|token| token.starts_with(ADMIN.0))
 }
 
 /// A random number from 0 to 1.

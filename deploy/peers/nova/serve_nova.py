@@ -19,17 +19,52 @@ import eventlet
 import eventlet.wsgi
 from keystoneauth1 import adapter, session
 from keystoneauth1.identity import v3
+from nova import context, objects
 from nova.tests.fixtures.glance import GlanceFixture
 
-# Names of servers that are switched off, one for each test. An administrator locks the last one.
-NAMES = ["verbs", "credential", "crowd", "locked"]
-# Names of further servers, each with the action that brings it from ACTIVE into a state, and the status of this state.
+STOP, SHELVE, LOCK, RESIZE = {"os-stop": None}, {"shelve": None}, {"lock": None}, {"resize": {"flavorRef": "2"}}
+RESET = {"os-resetState": {"state": "error"}}
+# The servers, each with the actions that bring it from ACTIVE into a state, and the status of this state. "delete" is a
+# request of its own.
 STATES = {
-    "paused": ({"pause": None}, "PAUSED"),
-    "suspended": ({"suspend": None}, "SUSPENDED"),
-    "shelved": ({"shelve": None}, "SHELVED_OFFLOADED"),
-    "rescued": ({"rescue": {}}, "RESCUE"),
-    "resized": ({"resize": {"flavorRef": "2"}}, "VERIFY_RESIZE"),
+    # One server for each test that starts it.
+    **{name: ([STOP], "SHUTOFF") for name in ("verbs", "credential", "crowd")},
+    "locked": ([STOP, LOCK], "SHUTOFF"),
+    "locked_for_admin": ([STOP, LOCK], "SHUTOFF"),
+    "paused": ([{"pause": None}], "PAUSED"),
+    "suspended": ([{"suspend": None}], "SUSPENDED"),
+    "shelved": ([SHELVE], "SHELVED"),
+    "offloaded": ([SHELVE, {"shelveOffload": None}], "SHELVED_OFFLOADED"),
+    "rescued": ([{"rescue": {}}], "RESCUE"),
+    "resized": ([RESIZE], "VERIFY_RESIZE"),
+    "resized_off": ([STOP, RESIZE], "VERIFY_RESIZE"),
+    "error": ([RESET], "ERROR"),
+    "error_off": ([STOP, RESET], "ERROR"),
+    "soft_deleted": (["delete"], "SOFT_DELETED"),
+    "dead": ([], "ACTIVE"),
+    "out_of_sync": ([STOP], "SHUTOFF"),
+    "resizing": ([], "RESIZE"),
+    "reverting": ([RESIZE], "REVERT_RESIZE"),
+    "rebuilding": ([], "REBUILD"),
+    "password": ([], "PASSWORD"),
+    "migrating": ([], "MIGRATING"),
+    "host_down": ([], "ACTIVE"),
+}
+# Actions that only an administrator may do.
+OF_ADMIN = {"lock", "shelveOffload", "os-resetState"}
+# A host that an administrator has declared down.
+HOST_DOWN = "host-down"
+# What no action leaves behind is written to Nova's database: a task in progress, a guest whose state is not that of its
+# server (1: running, 4: off), and the host that is down.
+WRITTEN = {
+    "dead": {"power_state": 4},
+    "out_of_sync": {"power_state": 1},
+    "resizing": {"task_state": "resize_migrating"},
+    "reverting": {"task_state": "resize_reverting"},
+    "rebuilding": {"task_state": "rebuilding"},
+    "password": {"task_state": "updating_password"},
+    "migrating": {"task_state": "migrating"},
+    "host_down": {"host": HOST_DOWN},
 }
 # This API version supports `networks: none`, and answers 409 if a server is locked.
 VERSION = {"OpenStack-API-Version": "compute 2.84"}
@@ -62,6 +97,9 @@ class Cloud(integrated_helpers._IntegratedTestBase):
         self.flags(api_paste_config=self._paste, group="wsgi")
         # There is one host only.
         self.flags(allow_resize_to_same_host=True)
+        # Nova keeps what is shelved or deleted until an administrator acts, and the host has room for all servers.
+        self.flags(shelved_offload_time=-1, reclaim_instance_interval=3600, compute_driver="fake.FakeDriver")
+        self.flags(instances=-1, cores=-1, ram=-1, group="quota")
         super()._setup_services()
 
     def runTest(self):
@@ -70,30 +108,49 @@ class Cloud(integrated_helpers._IntegratedTestBase):
         warnings.simplefilter("ignore")
         listener = eventlet.listen(("127.0.0.1", PORT))
         serving = eventlet.spawn(eventlet.wsgi.server, listener, self.api_fixture.app(), log_output=False)
-        servers = self._servers()
+        admin = _client("admin", "admin_password", "admin")
+        self._add_host_down(admin)
         partial = FOLDER / "cloud.partial"
-        partial.write_text(json.dumps({**IDENTITY, "servers": servers}))
+        partial.write_text(json.dumps({**IDENTITY, "servers": _servers(admin)}))
         partial.rename(FOLDER / "cloud.json")
         serving.wait()
 
-    def _servers(self) -> dict:
-        own = _client(IDENTITY["username"], "password", IDENTITY["project"])
-        admin = _client("admin", "admin_password", "admin")
-        made = {}
-        for name in [*NAMES, *STATES, "error"]:
-            server = {"name": name, "imageRef": GlanceFixture.image1["id"], "flavorRef": "1", "networks": "none"}
-            made[name] = own.post("/servers", json={"server": server}).json()["server"]["id"]
-        states = {**{name: ({"os-stop": None}, "SHUTOFF") for name in NAMES}, **STATES}
-        for name, identity in made.items():
-            _await(own, identity, "ACTIVE")
-            if name in states:
-                own.post(f"/servers/{identity}/action", json=states[name][0])
-        for name, (_, status) in states.items():
-            _await(own, made[name], status)
-        admin.post(f"/servers/{made['locked']}/action", json={"lock": None})
-        admin.post(f"/servers/{made['error']}/action", json={"os-resetState": {"state": "error"}})
-        _await(own, made["error"], "ERROR")
-        return made
+    def _add_host_down(self, admin) -> None:
+        self._start_compute(HOST_DOWN)
+        services = admin.get("/os-services", params={"host": HOST_DOWN, "binary": "nova-compute"}).json()["services"]
+        admin.put(f"/os-services/{services[0]['id']}", json={"forced_down": True})
+
+
+def _servers(admin) -> dict:
+    own = _client(IDENTITY["username"], "password", IDENTITY["project"])
+    made = {name: _make(own, name) for name in STATES}
+    for name, (actions, status) in STATES.items():
+        path = f"/servers/{made[name]}"
+        _await(own, made[name], "ACTIVE")
+        for action in actions:
+            if action == "delete":
+                own.delete(path)
+            else:
+                # Each action has ended when it is answered, because Nova's tests replace casts by calls.
+                (admin if OF_ADMIN & set(action) else own).post(f"{path}/action", json=action)
+        if name in WRITTEN:
+            _write(made[name], WRITTEN[name])
+        _await(own, made[name], status)
+    return made
+
+
+def _make(client, name: str) -> str:
+    server = {"name": name, "imageRef": GlanceFixture.image1["id"], "flavorRef": "1", "networks": "none"}
+    return client.post("/servers", json={"server": server}).json()["server"]["id"]
+
+
+def _write(identity: str, values: dict) -> None:
+    admin = context.get_admin_context()
+    mapping = objects.InstanceMapping.get_by_instance_uuid(admin, identity)
+    with context.target_cell(admin, mapping.cell_mapping) as cell:
+        instance = objects.Instance.get_by_uuid(cell, identity)
+        instance.update(values)
+        instance.save()
 
 
 def _client(user: str, password: str, project: str) -> adapter.Adapter:
@@ -106,7 +163,12 @@ def _client(user: str, password: str, project: str) -> adapter.Adapter:
 
 def _await(client, identity: str, status: str) -> None:
     with eventlet.Timeout(PATIENCE):
-        while client.get(f"/servers/{identity}").json()["server"]["status"] != status:
+        while True:
+            server = client.get(f"/servers/{identity}").json()["server"]
+            if server["status"] == status:
+                return
+            if server["status"] == "ERROR":
+                raise RuntimeError(f"{server['name']} is not {status}, but ERROR: {server.get('fault')}")
             eventlet.sleep(0.1)
 
 

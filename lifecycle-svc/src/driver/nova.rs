@@ -121,7 +121,11 @@ impl Nova {
         let answer = self
             .read(&format!("/servers/{id}"), Some(VERSION_OF_SERVERS))
             .await?;
-        Ok(decode::<OneServer>(&answer)?.server)
+        let server = decode::<OneServer>(&answer)?.server;
+        if server.is_deleted() {
+            return Err(DriverError::NotFound);
+        }
+        Ok(server)
     }
 
     async fn act(&self, id: &InstanceId, action: &Value, fence: &Fence) -> Result<(), DriverError> {

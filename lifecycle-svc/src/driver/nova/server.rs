@@ -106,6 +106,12 @@ impl Server {
         self.status.starts_with("SHELVED")
     }
 
+    /// Whether the server was deleted. Until it reclaims such a server, Nova shows it and refuses all actions, but does not
+    /// list it.
+    pub(super) fn is_deleted(&self) -> bool {
+        matches!(self.status.as_str(), "SOFT_DELETED" | "DELETED")
+    }
+
     /// Whether Nova does not know what happens on the host of the server. A server without a host has an empty status.
     fn is_host_down(&self) -> bool {
         matches!(self.host_status.as_deref(), Some("DOWN" | "UNKNOWN"))
@@ -366,6 +372,27 @@ mod tests {
                 Some(Refusal::Busy),
             ),
             (
+                "REVERT_RESIZE",
+                Some("resize_reverting"),
+                power(1),
+                Is::Unknown,
+                Some(Refusal::Busy),
+            ),
+            (
+                "PASSWORD",
+                Some("updating_password"),
+                power(1),
+                Is::Running,
+                Some(Refusal::Busy),
+            ),
+            (
+                "PASSWORD",
+                Some("updating_password"),
+                power(4),
+                Is::Crashed,
+                Some(Refusal::Busy),
+            ),
+            (
                 "REBUILD",
                 Some("rebuilding"),
                 power(1),
@@ -383,7 +410,7 @@ mod tests {
                 Is::Starting,
                 Some(Refusal::Busy),
             ),
-            ("SOFT_DELETED", None, power(4), Is::Unknown, None),
+            ("UNKNOWN", None, power(4), Is::Unknown, None),
         ] {
             let server = server(status, task, &more);
             assert_eq!(state_of(&server), VmState { state, hindrance }, "{server:?}");
