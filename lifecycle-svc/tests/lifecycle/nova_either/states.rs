@@ -97,8 +97,17 @@ async fn assert_refused(nova: &Direct, vm: &str, calls: &[&Value]) {
     }
 }
 
-/// For each server: the status that Nova reports, the calls that it refuses, and the state and the actions that
-/// lifecycle-svc shows. The account is no administrator's, so it does not see that the host of `host_down` is down.
+/// A server, the status that Nova reports, the calls that Nova refuses, and the state and the actions that lifecycle-svc
+/// shows.
+type Case<'a> = (
+    &'static str,
+    &'static str,
+    &'a [&'a Value],
+    MachineState,
+    &'a [VmAction],
+);
+
+/// The account is not an administrator's, so it does not see that the host of `host_down` is down.
 #[tokio::test]
 async fn actions_are_refused_in_the_states_in_which_nova_refuses_them() {
     use MachineState as Is;
@@ -115,7 +124,7 @@ async fn actions_are_refused_in_the_states_in_which_nova_refuses_them() {
         VmAction::Reset,
         VmAction::ForceStop,
     ];
-    let cases: [(&str, &str, &[&Value], Is, &[VmAction]); 18] = [
+    let cases: [Case<'_>; 18] = [
         ("paused", "PAUSED", &[start, stop, soft], Is::Paused, &restart),
         (
             "suspended",
