@@ -132,11 +132,18 @@ async fn answers(bus: &Bus) {
     .await;
 }
 
-/// Collects the replies to a request that every replica answers, and asserts their number.
+/// Collects the replies to a request that every replica answers. Asks again until all answer, because a replica that has
+/// just started may not receive the first request.
 pub(crate) async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
-    let found = replies(bus, subject, count, PATIENCE).await;
-    assert_eq!(found.len(), count, "{subject}: {found:?}");
-    found
+    eventually("all replicas answer", PATIENCE, async || {
+        let found = replies(bus, subject, count, Duration::from_secs(1)).await;
+        if found.len() == count {
+            Ok(found)
+        } else {
+            Err(format!("{subject}: {found:?}"))
+        }
+    })
+    .await
 }
 
 /// Collects the replies that arrive within the time limit, and stops after `most` replies.
