@@ -2,7 +2,7 @@
 //! inside and outside of a scope. The tables of expected roles are written by hand, independently of the code. A
 //! method, route or subject that is not in its table fails the test.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -669,7 +669,7 @@ async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
                 "{method} {path}: a VM outside the scope must be answered like one that does not exist"
             );
         } else if matches!(*path, "/vms" | "/metrics" | "/operations") {
-            eventually("the list contains the VM", Duration::from_secs(10), async || {
+            eventually("the list contains the VM", PATIENCE, async || {
                 let reply = everything.get(path).await;
                 if reply.body.contains(other) {
                     Ok(())
