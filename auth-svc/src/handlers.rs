@@ -259,8 +259,8 @@ impl Auth {
         change: PasswordChange,
     ) -> Result<Done, AuthError> {
         let name = change.name.clone();
-        let is_own = match changes_own(&context, &change) {
-            Ok(is_own) => is_own,
+        let old = match needed_old_password(&context, &change) {
+            Ok(old) => old,
             Err(error) => {
                 let (target, detail) = (self.stored_name(&name), error.to_string());
                 self.record_refusal(&context, UsersSetPassword::INFO, Some(&target), detail)
@@ -269,8 +269,8 @@ impl Auth {
             }
         };
         let set = Box::pin(async {
-            if is_own {
-                self.check_old_password(&context, &change).await?;
+            if let Some(old) = old {
+                self.check_old_password(&context, &change, old).await?;
             }
             self.accounts.set_password(&change.name, change.password).await?;
             Ok(Done {})
@@ -279,10 +279,12 @@ impl Auth {
     }
 
     /// Checks the old password of a user that changes its own password. A wrong one counts as a failed login.
-    async fn check_old_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
-        let Some(old) = change.old_password.clone() else {
-            return Err(AuthError::OldPasswordNeeded);
-        };
+    async fn check_old_password(
+        &self,
+        context: &Context,
+        change: &PasswordChange,
+        old: Password,
+    ) -> Result<(), AuthError> {
         let attempt = Attempt::new(&change.name.key(), context.source.as_deref().unwrap_or("-"));
         let user = self.accounts.find(&change.name).await?;
         if self.is_password(&attempt, &user, old).await? {
@@ -381,18 +383,16 @@ impl Auth {
     }
 }
 
-/// Whether the caller changes its own password, for which it must give the old one. Administrators may set the passwords
-/// of other users.
-fn changes_own(context: &Context, change: &PasswordChange) -> Result<bool, AuthError> {
+/// The old password that a user must give to change its own; `None` if an administrator changes that of another user.
+fn needed_old_password(context: &Context, change: &PasswordChange) -> Result<Option<Password>, AuthError> {
     let principal = context.principal.as_ref();
     // User keys are compared, so a different spelling of the caller's own name does not count as another user.
-    let is_own = principal.is_some_and(|principal| UserKey::from_name(&principal.user) == change.name.key());
-    let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
-    match (is_own, change.old_password.is_some()) {
-        (true, false) => Err(AuthError::OldPasswordNeeded),
-        (false, _) if !is_admin => Err(AuthError::NotYours),
-        _ => Ok(is_own),
+    if principal.is_some_and(|principal| UserKey::from_name(&principal.user) == change.name.key()) {
+        let old = change.old_password.clone();
+        return old.map(Some).ok_or(AuthError::OldPasswordNeeded);
     }
+    let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
+    is_admin.then_some(None).ok_or(AuthError::NotYours)
 }
 
 fn detail<T>(outcome: &Result<T, AuthError>) -> String {
