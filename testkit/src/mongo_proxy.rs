@@ -319,10 +319,7 @@ impl Held {
 /// Whether the message is a command with this name on the collection.
 fn is_command(message: &[u8], name: &str, collection: &str) -> bool {
     let body = || {
-        if number(message, 12)? != OP_MSG {
-            return None;
-        }
-        let command = Document::from_reader(message.get(HEADER + 5..)?).ok()?;
+        let command = command_of(message)?;
         let (first, value) = command.iter().next()?;
         let of = if name == "getMore" {
             command.get_str("collection").ok()?
@@ -350,13 +347,18 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// The value of `maxTimeMS` if the message is a query of the collection, or zero if the query has none; `None` for any
-/// other message.
-fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
+/// The command of a message of type `OP_MSG`.
+fn command_of(message: &[u8]) -> Option<Document> {
     if number(message, 12)? != OP_MSG {
         return None;
     }
-    let command = Document::from_reader(message.get(HEADER + 5..)?).ok()?;
+    Document::from_reader(message.get(HEADER + 5..)?).ok()
+}
+
+/// The value of `maxTimeMS` if the message is a query of the collection, or zero if the query has none; `None` for any
+/// other message.
+fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
+    let command = command_of(message)?;
     if command.get_str("find").ok()? != collection {
         return None;
     }
@@ -367,11 +369,7 @@ fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
 }
 
 fn is_deletion(message: &[u8]) -> bool {
-    let command = message
-        .get(HEADER + 5..)
-        .filter(|_| number(message, 12) == Some(OP_MSG))
-        .and_then(|body| Document::from_reader(body).ok());
-    command.is_some_and(|command| command.contains_key("delete"))
+    command_of(message).is_some_and(|command| command.contains_key("delete"))
 }
 
 /// The answer to the message if it is `dbStats` and the proxy answers it.
@@ -381,11 +379,7 @@ fn disk_answer(message: &[u8], state: &State) -> Option<Document> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone()?;
-    let body = message
-        .get(HEADER + 5..)
-        .filter(|_| number(message, 12) == Some(OP_MSG))?;
-    let command = Document::from_reader(body).ok()?;
-    command.contains_key("dbStats").then_some(reported)
+    command_of(message)?.contains_key("dbStats").then_some(reported)
 }
 
 /// The number of documents that the message inserts into the collection; `None` if the message is not such an insert.

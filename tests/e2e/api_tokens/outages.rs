@@ -8,16 +8,6 @@ use vmwatch_api::api_tokens::API_TOKEN_BUCKET;
 use super::{add, created, stack, with_token};
 use crate::rest::client::Api;
 
-async fn answers(what: &str, api: &Api, status: u16) {
-    eventually(what, PATIENCE, async || {
-        let reply = api.get("/me").await;
-        (reply.status == status)
-            .then_some(())
-            .ok_or_else(|| format!("{reply:?}"))
-    })
-    .await;
-}
-
 /// A gateway that cannot know whether a token was revoked refuses it.
 #[tokio::test]
 async fn tokens_are_refused_while_their_kv_bucket_is_unreachable() {
@@ -33,12 +23,12 @@ async fn tokens_are_refused_while_their_kv_bucket_is_unreachable() {
     let revoked = admin.holding(revoked["token"].as_str().unwrap());
 
     stack.nats.server.pause();
-    answers("the token is refused", &kept, 503).await;
+    kept.answers("the token is refused", 503).await;
     let detail = kept.get("/me").await.problem(503, "unavailable");
     assert!(detail.contains("API tokens cannot be checked"), "{detail}");
     stack.nats.server.resume();
-    answers("the token is valid again", &kept, 200).await;
-    answers("the other token is valid again", &revoked, 200).await;
+    kept.answers("the token is valid again", 200).await;
+    revoked.answers("the other token is valid again", 200).await;
 
     // A gateway that starts after a revocation does not accept the token.
     eventually("the token is revoked", PATIENCE, async || {
@@ -50,7 +40,8 @@ async fn tokens_are_refused_while_their_kv_bucket_is_unreachable() {
     .await;
     stack.replica(Program::Gateway, 0).process.kill9();
     stack.replica(Program::Gateway, 0).restart().await;
-    answers("the token is valid after a restart of the gateway", &kept, 200).await;
+    kept.answers("the token is valid after a restart of the gateway", 200)
+        .await;
     revoked.get("/me").await.problem(401, "unauthenticated");
 
     // Sessions do not depend on the KV bucket of API tokens.

@@ -92,6 +92,17 @@ impl Api {
         .await;
     }
 
+    /// Waits until requests with this credential are answered with this status.
+    pub(crate) async fn answers(&self, what: &str, status: u16) {
+        eventually(what, PATIENCE, async || {
+            let reply = self.get("/me").await;
+            (reply.status == status)
+                .then_some(())
+                .ok_or_else(|| format!("{reply:?}"))
+        })
+        .await;
+    }
+
     /// Waits until the request fails with 503. NATS may still send requests to a process killed a moment ago; these
     /// time out with 504.
     pub(crate) async fn becomes_unavailable(&self, path: &str) {
